@@ -1,0 +1,234 @@
+"""What a back end must do. Implementations need not inherit; they are judged by behaviour.
+
+Common promises: every method may be called from several threads; a missing id raises ``NotFound`` (or the
+error named here), never returns None by accident; no method leaves half a change behind when it raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from elm_agent.records import (
+    Candidate,
+    Generation,
+    Hit,
+    KeyKind,
+    MemoryKeys,
+    ModelFingerprint,
+    Recipe,
+    Rollout,
+    StepRecord,
+    Vector,
+    Verdict,
+)
+
+if TYPE_CHECKING:  # torch enters in softprompt; this module stays light
+    from elm_agent.softprompt import SoftPrompt
+
+Message = dict[str, str]
+"""One chat message: ``{"role": ..., "content": ...}``."""
+
+Observer = Callable[[str, dict[str, Any]], None]
+"""Told each named step of learning and writing as it is reached, with plain values. See ``LEARN_STEPS``."""
+
+LEARN_STEPS = (
+    "job.claimed",
+    "train.step",  # detail: StepRecord as a dict; once per optimizer step
+    "train.done",
+    "tensor.temporary",  # bytes written and synced under a temporary name
+    "tensor.durable",  # renamed to the content hash, folder synced
+    "publish.before_commit",  # inside the SQL transaction, everything written
+    "publish.committed",  # from here on the memory exists
+    "index.fed",
+)
+"""Every place at which a crash is tested: before and after each, nothing acknowledged is lost."""
+
+
+class Task(Protocol):
+    """A kind of question: how to ask it and how to compare answers. Pure; safe from any thread."""
+
+    name: str
+
+    def messages(self, question: str) -> list[Message]:
+        """The chat that asks ``question``."""
+        ...
+
+    def extract(self, text: str) -> str | None:
+        """The final answer in a completion, or None when there is none. Raises ``TaskError``."""
+        ...
+
+    def equivalent(self, left: str, right: str) -> bool:
+        """Whether two extracted answers mean the same; symmetric. Raises ``TaskError``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One row to generate. ``prompt_ids`` is the rendered question; ``prefix`` a soft prompt put before it."""
+
+    prompt_ids: tuple[int, ...]
+    prefix: SoftPrompt | None = None
+    max_new_tokens: int
+    temperature: float = 0.0  # 0: greedy
+    seed: int = 0  # of the sampling; the same seed gives the same text whatever else is in the batch
+
+
+class LanguageModel(Protocol):
+    """A frozen local language model, shared by answering and learning."""
+
+    @property
+    def fingerprint(self) -> ModelFingerprint: ...
+
+    @property
+    def context_length(self) -> int:
+        """Most positions (soft prompt, question and completion together)."""
+        ...
+
+    def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Token ids of a chat with the generation prompt. Raises ``InputError`` if it cannot fit."""
+        ...
+
+    def submit(self, request: GenerationRequest) -> Future[Generation]:
+        """Queue one row; rows that arrive together run as one batch, whoever sent them."""
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Submit all and wait for all, in order."""
+        ...
+
+    def query(self, question: str, kind: KeyKind) -> Vector:
+        """The unit retrieval query of a question (METHOD section 2). Raises ``ModelError`` if unsupported."""
+        ...
+
+    def keys(self, prompt: SoftPrompt, *, kv_heads: str) -> MemoryKeys:
+        """Both unit retrieval keys of a trained prompt."""
+        ...
+
+    def training(self) -> AbstractContextManager[None]:
+        """Hold the model for one training step; waits while answers wait, so that answering goes first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a trainer returns: the prompt, its keys, and the whole trajectory."""
+
+    prompt: SoftPrompt
+    keys: MemoryKeys
+    curve: tuple[StepRecord, ...]
+    rollouts: tuple[Rollout, ...]
+    seed: int
+    seconds: float
+
+    @property
+    def final(self) -> StepRecord:
+        return self.curve[-1]
+
+
+class Trainer(Protocol):
+    """Distils one question into one memory (METHOD section 1)."""
+
+    def train(
+        self,
+        question: str,
+        *,
+        recipe: Recipe,
+        seed: int,
+        observe: Observer,
+        cancelled: Callable[[], bool],
+    ) -> Trained:
+        """Train; ``observe("train.step", {...})`` after every step; checks ``cancelled`` between steps.
+
+        Raises:
+            JobCancelled: ``cancelled()`` became true.
+            TrainingError: the loss or the prompt stopped being finite.
+            InputError: the question does not fit the model.
+        """
+        ...
+
+
+class Verifier(Protocol):
+    """Judges candidates that differ. Raises ``VerificationError``; never turns a failure into a score."""
+
+    name: str
+
+    def score(self, question: str, candidates: Sequence[Candidate]) -> list[Verdict]:
+        """One verdict for each candidate, in order, on one scale; scores are finite, higher is better."""
+        ...
+
+
+class TensorStore(Protocol):
+    """Immutable bytes under their content hash. Put is durable when it returns; same bytes, same digest."""
+
+    def put(self, data: bytes, observe: Observer | None = None) -> str:
+        """Store bytes, return ``sha256:<hex>``; storing again is harmless. A crash leaves no half file."""
+        ...
+
+    def get(self, digest: str) -> bytes:
+        """The bytes, digest checked. Raises ``TensorMissing`` or ``TensorCorrupt``."""
+        ...
+
+    def delete(self, digest: str) -> bool:
+        """Remove; False when it was not there."""
+        ...
+
+    def digests(self) -> Iterator[str]:
+        """Every stored digest, in no order; temporary files are not listed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One key vector to index, unit length, float32."""
+
+    memory_id: str
+    vector: Vector = field(repr=False)
+
+
+class KeyIndex(Protocol):
+    """Nearest keys of one namespace and key kind. Derived: it may be wiped and fed again at any time."""
+
+    name: str
+
+    def apply(
+        self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]
+    ) -> None:
+        """Idempotent: the same change twice is one change; deleting an unknown id is harmless."""
+        ...
+
+    def search(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
+        """At most k hits, best first, ties by memory id. An unknown namespace has none.
+
+        Raises ``IndexUnavailable``.
+        """
+        ...
+
+    def ids(self, namespace: str, kind: KeyKind) -> set[str]:
+        """What is indexed, for ``doctor``."""
+        ...
+
+    def wipe(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JobRunner(Protocol):
+    """Who works off the queue: nobody here (external), a thread, or the caller itself (inline)."""
+
+    def start(self) -> None: ...
+
+    def notify(self) -> None:
+        """A job was queued. Returns at once, except inline, where the job is done before it returns."""
+        ...
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until no job is queued or running; False on time-out."""
+        ...
+
+    def stop(self) -> None:
+        """Stop after the current training step; an unfinished job goes back to the queue. Idempotent."""
+        ...

@@ -1,0 +1,358 @@
+"""What the library speaks of: ids, enums of outcome and frozen records. Knows nothing of torch, SQL or graphs.
+
+Shapes in names: V virtual tokens, E embedding width, L layers, G rollouts, S steps, T completion tokens.
+All times are aware UTC datetimes; all durations are seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float32]
+    """A one-dimensional float32 array."""
+else:  # numpy would double the time of `import elm_agent.settings`
+    Vector = Any
+
+FORMAT_VERSION = 1
+"""Version of what is stored; raised when an older library could not read it."""
+
+
+def utcnow() -> datetime:
+    """The current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def new_id(prefix: str) -> str:
+    """A sortable random id such as ``mem_0193f6c2a4d1b7e95c20``: 12 hex digits of milliseconds, 10 random."""
+    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"
+
+
+def digest_of(value: Any) -> str:
+    """``sha256:<hex>`` of the canonical JSON of ``value`` (sorted keys, no spaces, UTF-8)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def question_digest(question: str) -> str:
+    """Digest that identifies a question: surrounding and repeated white space does not count."""
+    return digest_of(" ".join(question.split()))
+
+
+# --- enums of outcome -----------------------------------------------------------------------------------
+
+
+class Route(StrEnum):
+    """Which answer was returned, and why."""
+
+    AGREED = "agreed"  # both candidates gave equivalent answers
+    MEMORY = "memory"  # they differed, the verifier preferred the memory's
+    ZERO_SHOT = "zero_shot"  # they differed, the verifier preferred the plain one (or tied)
+    NO_MEMORY = "no_memory"  # nothing was retrieved (empty bank, or below the similarity threshold)
+    FAILED_MEMORY = "failed_memory"  # the memory path failed; the reason is recorded, the answer is zero-shot
+
+
+class MemoryState(StrEnum):
+    """Life of a memory. Only ``active`` memories are retrieved."""
+
+    CANDIDATE = "candidate"  # stored, not admitted by the gate
+    ACTIVE = "active"
+    QUARANTINED = "quarantined"  # its tensor is missing or altered, or it did harm
+    RETIRED = "retired"  # evicted; can be restored
+
+
+class JobState(StrEnum):
+    """Life of a background job."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class UseOutcome(StrEnum):
+    """What a retrieved memory did to one answer, judged against a reference where there is one."""
+
+    UNKNOWN = "unknown"  # no reference
+    FIXED = "fixed"  # zero-shot wrong, returned answer right
+    BROKEN = "broken"  # zero-shot right, returned answer wrong
+    BOTH_RIGHT = "both_right"
+    BOTH_WRONG = "both_wrong"
+
+
+class EventKind(StrEnum):
+    """What can happen to a memory; every change of the bank is one event."""
+
+    CREATED = "created"
+    ACTIVATED = "activated"
+    QUARANTINED = "quarantined"
+    EVICTED = "evicted"
+    RESTORED = "restored"
+    PINNED = "pinned"
+    UNPINNED = "unpinned"
+    REPAIRED = "repaired"
+
+
+class KeyKind(StrEnum):
+    """How a memory is found again (METHOD section 2)."""
+
+    INPUT = "input"
+    KV = "kv"
+
+
+# --- model and recipe -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFingerprint:
+    """What a memory depends on: weights, tokenizer and chat template, each a tagged digest."""
+
+    name: str  # what the user calls it
+    weights: str
+    tokenizer: str
+    template: str
+    width: int  # E
+
+    @property
+    def id(self) -> str:
+        """One digest over weights, tokenizer and template; the name does not count."""
+        return digest_of([self.weights, self.tokenizer, self.template, self.width])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a memory is made (METHOD section 1). Its id is part of a job's idempotency key."""
+
+    parameterisation: str = "soft_prompt"
+    objective: str = "grpo_majority"
+    virtual_tokens: int = 20  # V
+    rollouts: int = 8  # G
+    steps: int = 10  # S
+    max_new_tokens: int = 32  # T_max
+    temperature: float = 1.0
+    learning_rate: float = 1e-3
+    beta: float = 0.0  # weight of KL_k3(policy || reference)
+    clip_eps: float = 0.2
+    max_grad_norm: float = 1.0
+    kl_reference: str = "base"
+    kv_heads: str = "mean"
+    min_vote_share: float = 0.0  # the gate: below this final vote share a memory stays a candidate
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        return digest_of(asdict(self))
+
+
+# --- generation ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One generated text with what the decode step knew of it."""
+
+    text: str
+    token_ids: tuple[int, ...]  # with the end token when it was produced
+    mean_logprob: float  # nats per token, under the distribution it was generated from at temperature 1
+    self_certainty: float  # mean over tokens of KL(uniform || p), nats (arXiv 2502.18581)
+    finished: bool  # ended by itself, not by the limit
+    seconds: float  # wall time of the batch it ran in
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One of the two answers of a question."""
+
+    text: str
+    answer: str | None  # extracted; None when there is none
+    tokens: int
+    mean_logprob: float
+    self_certainty: float
+    finished: bool
+    seconds: float
+    memory_id: str | None = None
+    score: float | None = None  # of the verifier; None when it was not asked
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One retrieved memory; ``similarity`` is a cosine in [-1, 1]."""
+
+    memory_id: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one candidate; higher is better, ``detail`` explains it in plain values."""
+
+    score: float
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+# --- learning -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled completion of one step."""
+
+    step: int
+    index: int
+    seed: int
+    text: str
+    answer: str | None
+    reward: float | None  # None: the reward failed, see ``failure``
+    tokens: int
+    finished: bool
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimizer step of one memory. ``vote_share``: share of the G rollouts that gave the majority answer."""
+
+    step: int
+    majority_answer: str | None
+    vote_share: float
+    reward_mean: float
+    loss: float
+    kl: float
+    grad_norm: float
+    clip_fraction: float
+    tokens: int
+    finished_share: float
+    seconds_rollout: float
+    seconds_update: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryKeys:
+    """Both retrieval keys, unit length. ``kv`` is None for a model whose attention projections are not known."""
+
+    input: Vector  # (E,)
+    kv: Vector | None  # (L * head width,)
+
+
+# --- stored records -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRecord:
+    """A stored, trained prompt and where it came from."""
+
+    id: str
+    namespace: str
+    state: MemoryState
+    pinned: bool
+    reason: str | None  # why it is in this state
+    question: str
+    question_digest: str
+    task: str
+    episode_id: str
+    job_id: str | None
+    tensor_digest: str
+    virtual_tokens: int
+    width: int
+    model: ModelFingerprint
+    recipe: Recipe
+    library_version: str
+    format_version: int
+    revision: int  # of the namespace when the row last changed
+    created_at: datetime
+    updated_at: datetime
+    uses: int = 0
+    fixed: int = 0
+    broken: int = 0
+    final_vote_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """The experience a memory came from: question, rollouts, votes, curve."""
+
+    id: str
+    namespace: str
+    question: str
+    task: str
+    majority_answer: str | None
+    curve: tuple[StepRecord, ...]
+    rollouts: tuple[Rollout, ...]
+    seed: int
+    seconds: float
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One background job. ``fence`` grows with every claim; a write with an older fence is refused."""
+
+    id: str
+    namespace: str
+    state: JobState
+    question: str
+    task: str
+    priority: int  # higher first
+    attempts: int
+    max_attempts: int
+    idempotency_key: str
+    model_id: str
+    recipe: Recipe
+    progress: dict[str, Any]
+    cancel_requested: bool
+    reason: str | None
+    memory_id: str | None
+    owner: str | None
+    fence: int
+    lease_until: datetime | None
+    run_after: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseRecord:
+    """One retrieval of one memory: similarity, route and outcome."""
+
+    id: str
+    namespace: str
+    memory_id: str
+    question: str
+    similarity: float
+    key_kind: KeyKind
+    route: Route
+    reason: str | None
+    answer: str | None
+    memory_answer: str | None
+    zero_shot_answer: str | None
+    outcome: UseOutcome
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRecord:
+    """One line of a namespace's history; ``revision`` orders it without gaps."""
+
+    namespace: str
+    revision: int
+    kind: EventKind
+    memory_id: str | None
+    actor: str
+    detail: dict[str, Any]
+    created_at: datetime
+
+
+def idempotency_key(namespace: str, question: str, model_id: str, recipe_id: str) -> str:
+    """Same experience, same key: a replayed node never trains twice."""
+    return digest_of([namespace, question_digest(question), model_id, recipe_id])

@@ -1,0 +1,198 @@
+"""Every default of the library, with its unit and reason. Unknown keys are refused.
+
+Sources, strongest first: arguments, environment (``ELM_MODEL``, ``ELM_LEARNING__STEPS``), a TOML file
+(``load_settings(path)``), the defaults below. Settings are frozen: one object describes one runtime.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from elm_agent.errors import SettingsError
+from elm_agent.records import KeyKind, Recipe
+
+TaskName = Literal["math", "number", "choice", "text"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LearningSettings(_Section):
+    """How a memory is trained; becomes a ``Recipe`` (METHOD section 1)."""
+
+    virtual_tokens: int = Field(20, ge=1, le=512, description="V, rows of a memory (paper)")
+    rollouts: int = Field(8, ge=2, le=256, description="G, completions per step (paper)")
+    steps: int = Field(10, ge=1, le=1000, description="S, optimizer steps (paper)")
+    max_new_tokens: int = Field(32, ge=1, description="T_max, tokens; the paper's 2048 suits 7B models")
+    temperature: float = Field(1.0, gt=0, description="of the rollouts (paper: per model family)")
+    learning_rate: float = Field(1e-3, gt=0, description="AdamW, constant; lost in the paper, from our sweep")
+    beta: float = Field(0.0, ge=0, description="weight of the KL term; lost in the paper, from our sweep")
+    clip_eps: float = Field(0.2, gt=0, lt=1, description="PPO clip range")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped here")
+    kl_reference: Literal["base", "initial"] = Field("base", description="bare model, or the initial prompt")
+    kv_heads: Literal["mean", "keep"] = Field(
+        "mean", description="pool heads in kv keys (paper), or keep them"
+    )
+    min_vote_share: float = Field(
+        0.0, ge=0, le=1, description="gate: final vote share below which a memory stays a candidate"
+    )
+    seed: int = Field(0, ge=0, description="base seed; each memory derives its own")
+
+    def recipe(self) -> Recipe:
+        """The frozen record of these settings that is stored with every memory."""
+        return Recipe(**self.model_dump())
+
+
+class RetrievalSettings(_Section):
+    """How a memory is found (METHOD section 2)."""
+
+    key: KeyKind = Field(KeyKind.INPUT, description="input embeddings, or attention keys of every layer")
+    top_k: int = Field(1, ge=1, le=100, description="candidates looked at; the nearest usable one is taken")
+    min_similarity: float = Field(-1.0, ge=-1, le=1, description="cosine below which nothing is retrieved")
+    exclude_same_question: bool = Field(
+        False, description="strict online stream: a memory never serves the question that made it"
+    )
+
+
+class VerificationSettings(_Section):
+    """How two different answers are judged (METHOD section 3)."""
+
+    verifier: Literal["mean_logprob", "self_certainty", "majority", "prm"] = "mean_logprob"
+    samples: int = Field(8, ge=1, description="extra samples of the majority verifier")
+    prm_path: Path | None = Field(
+        None, description="folder of a process reward model (Qwen2.5-Math-PRM format)"
+    )
+    prm_aggregate: Literal["product", "min", "last"] = "product"
+
+
+class WorkerSettings(_Section):
+    """How background learning runs."""
+
+    mode: Literal["thread", "inline", "external"] = Field(
+        "thread", description="in this process, before the node returns (tests), or by `elm-agent worker`"
+    )
+    lease_seconds: float = Field(
+        60.0, gt=0, description="a job without a heartbeat for this long is taken over"
+    )
+    heartbeat_seconds: float = Field(10.0, gt=0, description="how often a worker says that it lives")
+    poll_seconds: float = Field(0.5, gt=0, description="how often an idle worker looks for a job")
+    max_attempts: int = Field(3, ge=1, description="a job that fails this often stays failed")
+    backoff_seconds: float = Field(5.0, ge=0, description="wait before the second attempt; doubles each time")
+
+
+class Settings(BaseSettings):
+    """Everything a runtime needs to know. ``Settings()`` is the embedded default: no server, key or GPU."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="ELM_", env_nested_delimiter="__", validate_default=True
+    )
+
+    # the model
+    model: str = Field("smollm2-135m", description="embedded name, hub id, folder or .gguf file")
+    gguf_file: str | None = Field(None, description="name of the GGUF file inside `model`")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model; None: all cores")
+    cache_dir: Path | None = Field(None, description="downloaded models; None: the user cache folder")
+    offline: bool = Field(False, description="never use the network, not even for `model`")
+    max_batch_rows: int = Field(64, ge=1, description="most rows that generate together")
+    join_window_ms: float = Field(4.0, ge=0, description="how long the first request waits for company")
+
+    # where things lie
+    home: Path = Field(Path(".elm"), description="folder of the embedded bank")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; None: SQLite under `home`")
+    tensor_dir: Path | None = Field(None, description="folder of tensors; None: `home`/tensors")
+    index: Literal["auto", "exact", "chroma"] = Field(
+        "auto", description="exact scan up to `exact_limit` memories and Chroma above, or always one of them"
+    )
+    exact_limit: int = Field(20_000, ge=0, description="memories per namespace that an exact scan serves")
+    namespace: str = Field("default", description="tenant boundary in every store")
+
+    # the work
+    task: TaskName = "math"
+    max_new_tokens: int = Field(256, ge=1, description="most tokens of an answer")
+    learn: bool = Field(True, description="queue one learning job after each answer")
+
+    learning: LearningSettings = LearningSettings()
+    retrieval: RetrievalSettings = RetrievalSettings()
+    verification: VerificationSettings = VerificationSettings()
+    worker: WorkerSettings = WorkerSettings()
+
+    @field_validator("namespace")
+    @classmethod
+    def _namespace(cls, value: str) -> str:
+        return check_namespace(value)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database URL, SQLite under ``home`` by default."""
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'elm.sqlite'}"
+
+    @property
+    def resolved_tensor_dir(self) -> Path:
+        return self.tensor_dir or self.home / "tensors"
+
+
+def check_namespace(value: str) -> str:
+    """A usable namespace name, or a ``SettingsError`` that says which characters are allowed."""
+    allowed = value.replace("-", "").replace("_", "").replace(".", "")
+    if not (1 <= len(value) <= 100 and allowed.isascii() and allowed.isalnum() and value[0] not in ".-"):
+        raise SettingsError(
+            f"namespace {value[:40]!r} is not usable: expected 1 to 100 ASCII letters, digits, '-', '_' or '.', "
+            "beginning with a letter, digit or '_'"
+        )
+    return value
+
+
+def load_settings(path: str | os.PathLike[str] | None = None, **overrides: Any) -> Settings:
+    """Settings from an optional TOML file, with keyword overrides on top.
+
+    Raises:
+        SettingsError: the file is missing, is not TOML, or has an unknown or unusable key.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text("utf-8"))
+        except FileNotFoundError:
+            raise SettingsError(f"settings file {os.fspath(path)!r} does not exist") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"settings file {os.fspath(path)!r} is not TOML: {error}") from None
+        except OSError as error:
+            raise SettingsError(
+                f"settings file {os.fspath(path)!r} cannot be read: {error.strerror}"
+            ) from None
+    return Settings(**_merge(values, overrides))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = _merge(merged[name], value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    first, *more = error.errors()
+    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    if first["type"] == "extra_forbidden":
+        text = f"unknown setting {where!r}: `elm-agent config show` lists the known ones"
+    else:
+        text = f"setting {where!r}: got {str(first.get('input'))[:80]!r}; {first['msg']}"
+    return text + (f" (and {len(more)} more)" if more else "")
