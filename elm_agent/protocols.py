@@ -194,9 +194,7 @@ class KeyIndex(Protocol):
 
     name: str
 
-    def apply(
-        self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]
-    ) -> None:
+    def apply(self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]) -> None:
         """Idempotent: the same change twice is one change; deleting an unknown id is harmless."""
         ...
 

@@ -37,9 +37,7 @@ class LearningSettings(_Section):
     clip_eps: float = Field(0.2, gt=0, lt=1, description="PPO clip range")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient norm is clipped here")
     kl_reference: Literal["base", "initial"] = Field("base", description="bare model, or the initial prompt")
-    kv_heads: Literal["mean", "keep"] = Field(
-        "mean", description="pool heads in kv keys (paper), or keep them"
-    )
+    kv_heads: Literal["mean", "keep"] = Field("mean", description="pool heads in kv keys (paper), or keep them")
     min_vote_share: float = Field(
         0.0, ge=0, le=1, description="gate: final vote share below which a memory stays a candidate"
     )
@@ -66,9 +64,7 @@ class VerificationSettings(_Section):
 
     verifier: Literal["mean_logprob", "self_certainty", "majority", "prm"] = "mean_logprob"
     samples: int = Field(8, ge=1, description="extra samples of the majority verifier")
-    prm_path: Path | None = Field(
-        None, description="folder of a process reward model (Qwen2.5-Math-PRM format)"
-    )
+    prm_path: Path | None = Field(None, description="folder of a process reward model (Qwen2.5-Math-PRM format)")
     prm_aggregate: Literal["product", "min", "last"] = "product"
 
 
@@ -78,9 +74,7 @@ class WorkerSettings(_Section):
     mode: Literal["thread", "inline", "external"] = Field(
         "thread", description="in this process, before the node returns (tests), or by `elm-agent worker`"
     )
-    lease_seconds: float = Field(
-        60.0, gt=0, description="a job without a heartbeat for this long is taken over"
-    )
+    lease_seconds: float = Field(60.0, gt=0, description="a job without a heartbeat for this long is taken over")
     heartbeat_seconds: float = Field(10.0, gt=0, description="how often a worker says that it lives")
     poll_seconds: float = Field(0.5, gt=0, description="how often an idle worker looks for a job")
     max_attempts: int = Field(3, ge=1, description="a job that fails this often stays failed")
@@ -172,9 +166,7 @@ def load_settings(path: str | os.PathLike[str] | None = None, **overrides: Any) 
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"settings file {os.fspath(path)!r} is not TOML: {error}") from None
         except OSError as error:
-            raise SettingsError(
-                f"settings file {os.fspath(path)!r} cannot be read: {error.strerror}"
-            ) from None
+            raise SettingsError(f"settings file {os.fspath(path)!r} cannot be read: {error.strerror}") from None
     return Settings(**_merge(values, overrides))
 
 
