@@ -104,7 +104,7 @@ class LanguageModel(Protocol):
         """The unit retrieval query of a question (METHOD section 2). Raises ``ModelError`` if unsupported."""
         ...
 
-    def keys(self, prompt: SoftPrompt, *, kv_heads: str) -> MemoryKeys:
+    def keys(self, prompt: SoftPrompt) -> MemoryKeys:
         """Both unit retrieval keys of a trained prompt."""
         ...
 
@@ -172,12 +172,27 @@ class TensorStore(Protocol):
         """The bytes, digest checked. Raises ``TensorMissing`` or ``TensorCorrupt``."""
         ...
 
-    def delete(self, digest: str) -> bool:
-        """Remove; False when it was not there."""
+    def delete(self, digest: str, *, older_than_seconds: float | None = None) -> bool:
+        """Remove; False when it was not there, or was stored (again) less than ``older_than_seconds`` ago.
+
+        Look and removal are one step: what a concurrent ``put`` renews is never removed by it.
+        """
+        ...
+
+    def age(self, digest: str) -> float:
+        """Seconds since the bytes were last stored. Raises ``TensorMissing``."""
         ...
 
     def digests(self) -> Iterator[str]:
         """Every stored digest, in no order; temporary files are not listed."""
+        ...
+
+    def temporary(self, older_than_seconds: float) -> list[str]:
+        """Names of what a crashed ``put`` left at least that long ago, for ``doctor``."""
+        ...
+
+    def sweep(self, older_than_seconds: float) -> list[str]:
+        """Delete what ``temporary`` names, and return the names."""
         ...
 
 
