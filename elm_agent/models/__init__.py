@@ -1,0 +1,65 @@
+"""The local language model: fetch, load, embed, generate with and without soft prompts, log-probabilities, keys.
+
+The only room that imports transformers. Knows nothing of memories' records, stores or routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from elm_agent.models.engine import LocalModel
+
+
+def load(
+    name: str,
+    *,
+    gguf_file: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+    offline: bool = False,
+    max_batch_rows: int = 64,
+    join_window_ms: float = 4.0,
+    kv_heads: str = "mean",
+    progress: Callable[[int, int], None] | None = None,
+) -> LocalModel:
+    """A ready engine for an embedded name, hub id, local folder or GGUF file.
+
+    Args:
+        threads: CPU threads of torch (process-wide); None leaves its default.
+        join_window_ms: milliseconds that the first request of a batch waits for company.
+        progress: told (bytes done, bytes in all) while something is downloaded.
+
+    Raises:
+        ModelUnavailable: its files are not here and could not be fetched.
+    """
+    import torch
+
+    from elm_agent.models.engine import LocalModel
+    from elm_agent.models.load import load_pretrained
+    from elm_agent.models.skinny import use_skinny_linears
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = load_pretrained(
+        name,
+        gguf_file=gguf_file,
+        device=device,
+        dtype=dtype,
+        cache_dir=cache_dir,
+        offline=offline,
+        progress=progress,
+    )
+    use_skinny_linears(loaded.model)
+    return LocalModel(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.fingerprint,
+        max_batch_rows=max_batch_rows,
+        join_window=join_window_ms / 1000,
+        kv_heads=kv_heads,
+    )

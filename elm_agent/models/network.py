@@ -1,0 +1,118 @@
+"""The frozen network as four tensor operations: embed, read a prefix, extend it, share it among a group.
+
+Knows transformers' model and cache classes; knows nothing of text, questions, memories or training.
+A row is always [pads][soft prompt][text]: pads come first, positions count from the first real token.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
+
+
+@dataclass(slots=True)
+class Prefix:
+    """Keys and values of B rows of L positions. ``mask_BL``: bool, False at pads."""
+
+    cache: DynamicCache
+    mask_BL: torch.Tensor
+
+    def shared(self, rows: int, *, detach: bool = False) -> Prefix:
+        """This one row seen by ``rows`` rows, without copying; gradients flow back unless detached."""
+        cache = copy.copy(self.cache)
+        cache.layers = [_expanded(layer, rows, detach) for layer in self.cache.layers]
+        return Prefix(cache, self.mask_BL.expand(rows, -1))
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep only these rows (int64 indices), in place."""
+        self.cache.batch_select_indices(rows)
+        self.mask_BL = self.mask_BL[rows]
+
+
+class Network:
+    """A causal language model in eval mode without trainable parameters."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.embedding = model.get_input_embeddings()
+        self.device: torch.device = self.embedding.weight.device
+        self.dtype: torch.dtype = self.embedding.weight.dtype
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return int(self.embedding.weight.shape[1])
+
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        """Input embeddings of token ids: (T, E), model dtype."""
+        return self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.device))
+
+    def read(self, rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
+        """Run rows of embeddings, each (T_i, E), from an empty cache.
+
+        Returns the prefix and the logits (B, vocabulary), float32 or wider, after each row's last position.
+        """
+        embeds_BLE, mask_BL = left_pad(rows)
+        cache = DynamicCache(config=self.model.config)
+        out = self.model(
+            inputs_embeds=embeds_BLE,
+            attention_mask=_mask_or_none(mask_BL),
+            position_ids=positions_of(mask_BL),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return Prefix(out.past_key_values, mask_BL), _wide(out.logits[:, -1])
+
+    def extend(
+        self, prefix: Prefix, tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Append T tokens to every row; the prefix grows in place. Returns logits (B, T, vocabulary), float32 or wider."""
+        if mask_BT is None:
+            mask_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
+        mask_BL = torch.cat([prefix.mask_BL, mask_BT], dim=1)
+        out = self.model(
+            input_ids=tokens_BT,
+            attention_mask=_mask_or_none(mask_BL),
+            position_ids=positions_of(mask_BL)[:, -tokens_BT.shape[1] :],
+            past_key_values=prefix.cache,
+            use_cache=True,
+        )
+        prefix.mask_BL = mask_BL
+        return _wide(out.logits)
+
+
+def left_pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack rows (T_i, E) to (B, L, E) with zeros on the left, and the bool mask (B, L) of what is real."""
+    embeds_BLE = pad_sequence(list(rows), batch_first=True, padding_side="left")
+    lengths_B = torch.tensor([len(row) for row in rows], device=embeds_BLE.device)
+    from_right_L = torch.arange(embeds_BLE.shape[1] - 1, -1, -1, device=embeds_BLE.device)
+    return embeds_BLE, from_right_L[None, :] < lengths_B[:, None]
+
+
+def positions_of(mask_BL: torch.Tensor) -> torch.Tensor:
+    """Positions (B, L): 0 at the first real token of each row; pads get 0 too and are masked anyway."""
+    return (mask_BL.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _mask_or_none(mask_BL: torch.Tensor) -> torch.Tensor | None:
+    # Without pads no mask is needed, which lets attention take its fast path.
+    return None if bool(mask_BL.all()) else mask_BL
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _expanded(layer: object, rows: int, detach: bool) -> object:
+    shared = copy.copy(layer)
+    for name in ("keys", "values"):
+        states = getattr(layer, name)
+        states = states.detach() if detach else states
+        setattr(shared, name, states.expand(rows, *states.shape[1:]))
+    return shared

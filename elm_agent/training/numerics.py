@@ -1,0 +1,65 @@
+"""The mathematics of one step as pure functions: tensors in, tensors out.
+
+Shapes: G rollouts of a group, T completion tokens (padded on the right), V vocabulary here.
+Sources: GRPO, arXiv 2402.03300; Dr.GRPO, arXiv 2503.20783; the k3 estimator, http://joschu.net/blog/kl-approx.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def group_advantages(rewards: Sequence[float | None]) -> torch.Tensor:
+    """A_i = r_i - mean(r), float64 (G,). Dr.GRPO: no division by the standard deviation (METHOD 1c).
+
+    A reward of None (it failed) is left out of the mean and gets no advantage: a failure is not a zero.
+    """
+    valid = [reward for reward in rewards if reward is not None]
+    mean = sum(valid) / len(valid) if valid else 0.0
+    return torch.tensor([0.0 if r is None else r - mean for r in rewards], dtype=torch.float64)
+
+
+def token_logprobs(logits_GTV: torch.Tensor, tokens_GT: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Log-probability (G, T) in nats of each token under logits / temperature, at least in float32."""
+    scaled_GTV = logits_GTV / temperature
+    return scaled_GTV.gather(-1, tokens_GT[..., None])[..., 0] - scaled_GTV.logsumexp(dim=-1)
+
+
+def clipped_objective(
+    logprobs_GT: torch.Tensor, old_logprobs_GT: torch.Tensor, advantages_G: torch.Tensor, clip_eps: float
+) -> torch.Tensor:
+    """min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) for each token: (G, T), to be maximised (METHOD 1d)."""
+    ratio_GT = (logprobs_GT - old_logprobs_GT).exp()
+    advantages_G1 = advantages_G.to(logprobs_GT)[:, None]
+    return torch.minimum(ratio_GT * advantages_G1, ratio_GT.clamp(1 - clip_eps, 1 + clip_eps) * advantages_G1)
+
+
+def clip_fraction(
+    logprobs_GT: torch.Tensor, old_logprobs_GT: torch.Tensor, mask_GT: torch.Tensor, clip_eps: float
+) -> float:
+    """Share of completion tokens whose ratio lies outside [1 - eps, 1 + eps]."""
+    outside_GT = ((logprobs_GT - old_logprobs_GT).exp() - 1).abs() > clip_eps
+    return float((outside_GT & mask_GT).sum() / mask_GT.sum())
+
+
+def kl_k3(logprobs_GT: torch.Tensor, reference_GT: torch.Tensor) -> torch.Tensor:
+    """Estimate of KL(policy || reference) at each sampled token: exp(d) - d - 1 with d = ref - policy; never negative."""
+    difference_GT = reference_GT - logprobs_GT
+    return difference_GT.exp() - difference_GT - 1
+
+
+def dr_grpo_loss(
+    objective_GT: torch.Tensor, kl_GT: torch.Tensor | None, mask_GT: torch.Tensor, *, max_tokens: int, beta: float
+) -> torch.Tensor:
+    """Scalar loss: -(sum of masked objective - beta * KL) / (G * T_max), the constant normaliser of Dr.GRPO."""
+    per_token_GT = -objective_GT if kl_GT is None else -objective_GT + beta * kl_GT
+    return (per_token_GT * mask_GT).sum() / (mask_GT.shape[0] * max_tokens)
+
+
+def initial_prompt(question_TE: torch.Tensor, virtual_tokens: int) -> torch.Tensor:
+    """The question's embeddings cut or repeated to V rows: (V, E), float32 or wider (METHOD 1.1)."""
+    repeats = -(-virtual_tokens // question_TE.shape[0])
+    rows_VE = question_TE.repeat(repeats, 1)[:virtual_tokens]
+    return rows_VE.to(torch.promote_types(rows_VE.dtype, torch.float32)).clone()
