@@ -1,0 +1,100 @@
+"""How ``memories why`` tells the story of one memory to people. Reads records only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from elm_agent.cli.output import Output, short, sparkline, when
+
+if TYPE_CHECKING:
+    from elm_agent.records import Episode, EventRecord, MemoryRecord, UseRecord
+
+
+def show_lineage(
+    out: Output,
+    *,
+    memory: MemoryRecord,
+    episode: Episode,
+    uses: Sequence[UseRecord],
+    events: Sequence[EventRecord],
+    rollouts: bool = False,
+) -> None:
+    """Print question, votes, curve, uses, history, model and recipe, in this order."""
+    pinned = ", pinned" if memory.pinned else ""
+    out.say(f"{memory.id}: {memory.state}{pinned}{f', {memory.reason}' if memory.reason else ''}")
+    out.say(f"made from: {memory.question}")
+    out.say(f"majority answer: {episode.majority_answer}; seed {episode.seed}; {episode.seconds:.1f} s\n")
+    _votes(out, episode)
+    _curve(out, episode)
+    if rollouts:
+        _rollouts(out, episode)
+    _uses(out, memory, uses)
+    rows = [(event.revision, when(event.created_at), event.kind, event.actor, event.detail or "") for event in events]
+    out.table(("revision", "when", "what", "by", "detail"), rows, title="history")
+    _provenance(out, memory)
+
+
+def _votes(out: Output, episode: Episode) -> None:
+    last = max((rollout.step for rollout in episode.rollouts), default=0)
+    counts = Counter(rollout.answer for rollout in episode.rollouts if rollout.step == last)
+    rows = [(count, "no answer" if answer is None else short(answer)) for answer, count in counts.most_common(8)]
+    out.table(("votes", "answer"), rows, title=f"votes of step {last}, as written")
+    failed = sum(rollout.failure is not None for rollout in episode.rollouts)
+    out.say(f"{failed} of {len(episode.rollouts)} rollouts could not be judged\n" if failed else "")
+
+
+def _curve(out: Output, episode: Episode) -> None:
+    steps = episode.curve
+    out.say(f"vote share {sparkline([step.vote_share for step in steps], low=0, high=1)}")
+    out.say(f"reward     {sparkline([step.reward_mean for step in steps], low=0, high=1)}")
+    columns = ("step", "vote share", "reward", "KL", "loss", "grad norm", "majority")
+    rows = [
+        (
+            step.step,
+            step.vote_share,
+            step.reward_mean,
+            f"{step.kl:.4g}",
+            f"{step.loss:.4g}",
+            f"{step.grad_norm:.4g}",
+            short(step.majority_answer, 30),
+        )
+        for step in steps
+    ]
+    out.table(columns, rows)
+    out.say("")
+
+
+def _rollouts(out: Output, episode: Episode) -> None:
+    rows = [(item.step, item.index, item.reward, item.failure or item.answer, item.text) for item in episode.rollouts]
+    out.table(("step", "rollout", "reward", "answer", "text"), rows, title="rollouts")
+
+
+def _uses(out: Output, memory: MemoryRecord, uses: Sequence[UseRecord]) -> None:
+    out.say(f"used {memory.uses} times; fixed {memory.fixed}, broken {memory.broken}")
+    if uses:
+        columns = ("when", "similarity", "key", "route", "outcome", "answer", "question")
+        rows = [
+            (
+                when(use.created_at),
+                float(use.similarity),
+                use.key_kind,
+                use.route,
+                use.outcome,
+                short(use.answer, 20),
+                short(use.question, 50),
+            )
+            for use in uses
+        ]
+        out.table(columns, rows)
+    out.say("")
+
+
+def _provenance(out: Output, memory: MemoryRecord) -> None:
+    model = memory.model
+    out.say(f"\nmodel {model.name}: weights {model.weights}, tokenizer {model.tokenizer}, template {model.template}")
+    out.say("recipe " + ", ".join(f"{name}={value}" for name, value in asdict(memory.recipe).items()))
+    out.say(f"tensor {memory.tensor_digest} ({memory.virtual_tokens} x {memory.width}); job {memory.job_id}")
+    out.say(f"elm_agent {memory.library_version}, format {memory.format_version}")

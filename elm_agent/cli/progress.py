@@ -1,0 +1,52 @@
+"""Progress bars, always on standard error; on a pipe they keep silent. Knows nothing of what progresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from elm_agent.cli.output import Output
+
+
+@contextmanager
+def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell (bytes done, bytes in all)."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=out.errors, transient=True) as bar:
+        task: list[Any] = []
+
+        def tell(done: int, total: int) -> None:
+            if not task:
+                task.append(bar.add_task(f"fetching {name}", total=total))
+            bar.update(task[0], completed=done, total=total)
+
+        yield tell
+
+
+@contextmanager
+def stream_bar(out: Output, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
+    """A function to tell (lines done, a few words about the current one)."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    words = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), words)
+    with Progress(*columns, console=out.errors, transient=True) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda count, text: bar.update(task, completed=count, description=text)
