@@ -74,7 +74,8 @@ def slow_scores(folder: Path, question: str, text: str) -> list[float]:
     """One row, no padding, no mask, the head by hand from the file's tensors, one position after another."""
     model = load_process_reward_model(folder, device="cpu")
     tensors = load_file(folder / "model.safetensors")
-    chat = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    chat = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+    chat += "<|im_start|>assistant\n"
     for step in split_steps(text):
         chat += step + STEP_TOKEN
     ids = model.tokenizer(chat + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
@@ -191,7 +192,7 @@ def test_unknown_aggregate(model: ProcessRewardModel) -> None:
 
 
 def test_missing_folder_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ModelUnavailable, match="does not exist: set verification.prm_path"):
+    with pytest.raises(ModelUnavailable, match=r"does not exist: set verification\.prm_path"):
         load_process_reward_model(tmp_path / "nowhere")
     with pytest.raises(ModelUnavailable, match=r"has no config\.json"):
         load_process_reward_model(tmp_path)
