@@ -1,0 +1,80 @@
+"""Drawing tokens: pure functions by hand, and the batched loop against one row at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from elm_agent.models.decoding import Row, decode, pick_tokens, token_scores
+from elm_agent.models.network import Network, left_pad, positions_of
+
+
+def test_inverse_cdf_picks_the_token_whose_interval_holds_the_number() -> None:
+    logits_BV = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).expand(5, 3)
+    uniforms_B = torch.tensor([0.0, 0.19, 0.21, 0.69, 0.999999], dtype=torch.float64)
+    assert pick_tokens(logits_BV, torch.ones(5), uniforms_B).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_temperature_sharpens_and_zero_is_greedy() -> None:
+    logits_BV = torch.log(torch.tensor([[0.4, 0.6], [0.4, 0.6], [0.4, 0.6]]))
+    uniforms_B = torch.full((3,), 0.35, dtype=torch.float64)
+    # Squared odds at temperature 0.5: 0.16 / 0.52 = 0.31, so 0.35 now falls on the second token.
+    assert pick_tokens(logits_BV, torch.tensor([1.0, 0.5, 0.0]), uniforms_B).tolist() == [0, 1, 1]
+
+
+def test_a_token_without_probability_is_never_drawn() -> None:
+    logits_BV = torch.tensor([[0.0, -math.inf, 0.0, -math.inf]]).expand(1000, 4)
+    draws = pick_tokens(logits_BV, torch.ones(1000), torch.arange(1000, dtype=torch.float64) / 1000)
+    assert set(draws.tolist()) == {0, 2}
+
+
+def test_scores_by_hand() -> None:
+    logits_BV = torch.log(torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]]))
+    logprobs_B, certainty_B = token_scores(logits_BV, torch.tensor([2, 0]))
+    assert logprobs_B.tolist() == pytest.approx([math.log(0.25), math.log(0.7)])
+    # KL(uniform || uniform) = 0; else mean of log(0.25 / p).
+    skewed = (math.log(0.25 / 0.7) + 3 * math.log(0.25 / 0.1)) / 4
+    assert certainty_B.tolist() == pytest.approx([0.0, skewed], abs=1e-6)
+
+
+def test_left_padding_puts_pads_first_and_counts_positions_from_the_first_real_token() -> None:
+    embeds_BLE, mask_BL = left_pad([torch.ones(1, 2), torch.ones(3, 2)])
+    assert mask_BL.tolist() == [[False, False, True], [True, True, True]]
+    assert embeds_BLE[0].tolist() == [[0, 0], [0, 0], [1, 1]]
+    assert positions_of(mask_BL).tolist() == [[0, 0, 0], [0, 1, 2]]
+
+
+def one_by_one(network: Network, embeds_TE: torch.Tensor, row: Row, ends: set[int]) -> list[int]:
+    """The obvious way: a full forward pass over everything for each new token, no cache, no batch."""
+    tokens: list[int] = []
+    uniforms = row.uniforms()
+    while len(tokens) < row.max_new_tokens and not (tokens and tokens[-1] in ends):
+        everything = torch.cat([embeds_TE, network.embed(tokens)]) if tokens else embeds_TE
+        logits = network.model(inputs_embeds=everything[None]).logits[:, -1].double()
+        temperature = torch.tensor([row.temperature])
+        draw = torch.tensor([uniforms[len(tokens)]], dtype=torch.float64)
+        tokens.append(int(pick_tokens(logits, temperature, draw)))
+    return tokens
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "gemma3_text"])
+def test_rows_of_a_batch_are_what_they_would_be_alone(architecture: str, tiny_network: object) -> None:
+    network: Network = tiny_network(architecture)  # type: ignore[operator]
+    torch.manual_seed(0)
+    texts = [network.embed([65, 66, 67, 68]), network.embed([70]), network.embed(list(range(40, 60)))]
+    texts[1] = torch.cat([torch.randn(6, network.width, dtype=network.dtype), texts[1]])  # a soft prompt before it
+    rows = [
+        Row(max_new_tokens=9),
+        Row(max_new_tokens=12, temperature=1.0, seed=4),
+        Row(max_new_tokens=3, temperature=0.7, seed=5),
+    ]
+    ends = {3, 70, 71, 72, 100, 101}
+    with torch.no_grad():
+        prefix, logits_BV = network.read(texts)
+        decode(network, prefix, logits_BV, rows, sorted(ends))
+        for row, text in zip(rows, texts, strict=True):
+            assert row.tokens == one_by_one(network, text, row, ends)
+            assert row.finished == (row.tokens[-1] in ends)
+            assert len(row.logprobs) == len(row.certainties) == len(row.tokens)
