@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 
 from elm_agent.errors import ModelUnavailable
-from elm_agent.models.quiet import quiet
+from elm_agent.models.quiet import first_line, quiet
 
 
 def convert_gguf(gguf: Path, folder: Path) -> Path:
@@ -28,13 +30,13 @@ def convert_gguf(gguf: Path, folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         made = Path(temporary) / "model"
-        with quiet():
+        with quiet(), _without_gguf_bar():
             try:
                 _convert(gguf, made)
             except OSError:
                 raise  # of the disk; transformers reports a bad file with whatever its parser meets
             except Exception as error:
-                raise ModelUnavailable(f"{gguf} cannot be converted: {_first_line(error)}") from error
+                raise ModelUnavailable(f"{gguf} cannot be converted: {first_line(error)}") from error
         _sync(made)
         made.rename(folder)
     return folder
@@ -68,13 +70,19 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@contextmanager
+def _without_gguf_bar() -> Iterator[None]:
+    # This one bar of transformers does not heed its switch for progress bars.
+    bar = modeling_gguf_pytorch_utils.tqdm
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = bar
+
+
 def _sync(folder: Path) -> None:
     """Make the files durable before the folder gets its name: a name that exists means whole files."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""Keeping transformers' progress bars and remarks off the terminal while it loads."""
+"""Keeping transformers' progress bars and remarks off the terminal while it loads, and its errors short."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What a sentence can quote of an error whose message may fill a page."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
