@@ -1,0 +1,201 @@
+"""Streams of questions: arithmetic made from a seed, and JSONL files read line by line.
+
+Knows nothing of models, memories or results: a stream is the same whoever answers it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elm_agent.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its right answer, for scoring only: no learner ever sees ``reference``."""
+
+    question: str
+    reference: str
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """``templates`` take a and b; ``operands`` lists every allowed pair."""
+
+    templates: tuple[str, ...]
+    operands: Callable[[], list[tuple[int, int]]]
+    solve: Callable[[int, int], int]
+
+
+def _square(low: int, high: int) -> list[tuple[int, int]]:
+    """Every ordered pair of numbers from ``low`` to ``high``, both included."""
+    return [(a, b) for a in range(low, high + 1) for b in range(low, high + 1)]
+
+
+_SUM = ("What is {a} plus {b}?", "Compute {a} + {b}.", "What is {a} + {b}?")
+_FAMILIES = {
+    "products": _Family(
+        ("What is {a} times {b}?", "Compute {a} * {b}.", "What is {a} x {b}?"),
+        lambda: _square(2, 9),
+        lambda a, b: a * b,
+    ),
+    "sums": _Family(_SUM, lambda: _square(1, 9), lambda a, b: a + b),
+    "differences": _Family(
+        ("What is {a} minus {b}?", "Compute {a} - {b}.", "What is {a} - {b}?"),
+        lambda: [(a, b) for a, b in _square(1, 9) if a >= b],
+        lambda a, b: a - b,
+    ),
+    "two_digit_sums": _Family(_SUM, lambda: _square(10, 99), lambda a, b: a + b),
+}
+
+FAMILIES = tuple(_FAMILIES)
+"""What ``arithmetic_stream`` can make."""
+
+
+def arithmetic_stream(*, seed: int, count: int, families: Sequence[str]) -> list[Problem]:
+    """``count`` distinct questions, families in turn (in random order within a turn).
+
+    A pair of operands comes back, in other words, only when its family has no new pair left. What a family
+    contributes depends on ``seed`` and its name, not on the other families; a shorter stream is the beginning of a
+    longer one.
+
+    Raises:
+        InputError: an unknown or repeated family, none at all, or more questions than there are.
+    """
+    _check_families(families)
+    if count < 0:
+        raise InputError(f"a stream has at least 0 questions; got {count}")
+    rng = random.Random(f"{seed}/order")
+    sources = {name: _questions(name, random.Random(f"{seed}/{name}")) for name in families}
+    stream: list[Problem] = []
+    while len(stream) < count and sources:
+        for name in rng.sample(list(sources), len(sources)):
+            problem = next(sources[name], None)
+            if problem is None:
+                del sources[name]
+            else:
+                stream.append(problem)
+    if len(stream) < count:
+        raise InputError(
+            f"{', '.join(families)} have {len(stream)} distinct questions; got a count of {count}, "
+            "ask for fewer or name more families"
+        )
+    return stream[:count]
+
+
+def _check_families(families: Sequence[str]) -> None:
+    known = ", ".join(FAMILIES)
+    if isinstance(families, str) or not families or len(set(families)) < len(families):
+        raise InputError(f"families {families!r} are not usable: expected a list of different names of {known}")
+    for name in families:
+        if name not in _FAMILIES:
+            raise InputError(f"unknown family {name!r}: expected some of {known}")
+
+
+def _questions(name: str, rng: random.Random) -> Iterator[Problem]:
+    """Every question of a family once, in random order, all pairs before any comes in a second wording."""
+    family = _FAMILIES[name]
+    pairs = family.operands()
+    wordings = {pair: rng.sample(family.templates, len(family.templates)) for pair in pairs}
+    for turn in range(len(family.templates)):
+        rng.shuffle(pairs)
+        for a, b in pairs:
+            yield Problem(wordings[a, b][turn].format(a=a, b=b), str(family.solve(a, b)), name)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a file: a question with its reference where there is one, or the fault that makes it unusable."""
+
+    number: int  # from 1, as editors count
+    question: str | None
+    reference: str | None = None
+    fault: str | None = None
+
+
+def read_questions(
+    path: str | os.PathLike[str], *, question_field: str = "question", answer_field: str = "answer"
+) -> Iterator[Line]:
+    """The lines of a JSONL file, one JSON object each; blank lines are skipped but counted.
+
+    A line that is not UTF-8, not JSON or lacks a usable field becomes a ``Line`` with a ``fault``; the rest goes
+    on. The reference is optional: text, a number, or absent.
+
+    Raises:
+        InputError: the file is not there or cannot be read.
+    """
+    file = Path(path)
+    if not file.is_file():
+        what = "is not a file" if file.exists() else "does not exist"
+        raise InputError(f"question file {str(file)!r} {what}: expected a file of JSON objects, one a line")
+    return _lines(file, question_field, answer_field)
+
+
+def _lines(file: Path, question_field: str, answer_field: str) -> Iterator[Line]:
+    try:
+        with file.open("rb") as lines:
+            for number, raw in enumerate(lines, 1):
+                raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+                if raw.strip():
+                    yield _parse(number, raw, question_field, answer_field)
+    except OSError as error:
+        raise InputError(f"question file {str(file)!r} cannot be read: {error.strerror}") from None
+
+
+def _parse(number: int, raw: bytes, question_field: str, answer_field: str) -> Line:
+    try:
+        record = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Line(
+            number, None, fault=f"line {number} is not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}"
+        )
+    except (ValueError, RecursionError) as error:
+        return Line(number, None, fault=f"line {number} is not JSON: {error}")
+    if not isinstance(record, dict):
+        return Line(number, None, fault=f"line {number} is a JSON {_kind(record)}: expected an object")
+    question, reference = record.get(question_field), record.get(answer_field)
+    fault = _question_fault(record, question_field) or _reference_fault(reference, answer_field)
+    if fault:
+        return Line(number, None, fault=f"line {number}: {fault}")
+    return Line(number, question, None if reference is None else str(reference))
+
+
+def _question_fault(record: dict[str, Any], field: str) -> str | None:
+    if field not in record:
+        return f"no field {field!r}; it has {', '.join(map(repr, list(record)[:5])) or 'none'}"
+    question = record[field]
+    if not isinstance(question, str):
+        return f"field {field!r} is a {_kind(question)}: expected text"
+    if not question.strip():
+        return f"field {field!r} is blank"
+    return _text_fault(question, field)
+
+
+def _reference_fault(reference: object, field: str) -> str | None:
+    if isinstance(reference, str):
+        return _text_fault(reference, field)
+    if reference is None or (isinstance(reference, int | float) and not isinstance(reference, bool)):
+        return None
+    return f"field {field!r} is a {_kind(reference)}: expected text or a number"
+
+
+def _text_fault(text: str, field: str) -> str | None:
+    """What no database stores: NUL, and halves of surrogate pairs."""
+    if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        return f"field {field!r} holds a NUL character or half a surrogate pair"
+    return None
+
+
+def _kind(value: object) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "truth value", type(None): "null"}
+    return names.get(type(value), "number")
