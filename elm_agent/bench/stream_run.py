@@ -1,0 +1,184 @@
+"""A stream of questions, answered in order and learned from, that can be killed at any point and taken up again.
+
+The order is the paper's (METHOD section 3): a question is answered with the bank as it was before it, and only
+then learned from. Knows nothing of terminals; what happens is told to an observer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from elm_agent.bench.results import ResultsFile
+from elm_agent.errors import InputError, TaskError
+from elm_agent.protocols import Observer
+from elm_agent.records import UseOutcome, question_digest
+
+ANSWERED, FAILED = "answered", "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLine:
+    """One line of the input, numbered from 1: a question, or the reason why there is none."""
+
+    line: int
+    question: str | None
+    reference: str | None = None
+    problem: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        return None if self.question is None else question_digest(self.question)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamParts:
+    """What a stream needs of a runtime.
+
+    ``answer`` maps a question to the graph's output; ``equivalent`` compares two answers; ``settle`` records
+    what a use led to; ``learn`` waits until a job is over and tells how it went. Without ``learn`` the stream
+    does not wait.
+    """
+
+    answer: Callable[[str], Mapping[str, Any]]
+    equivalent: Callable[[str, str], bool]
+    settle: Callable[[str, UseOutcome], None]
+    learn: Callable[[str], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSummary:
+    """Counts over the whole results file, earlier runs of the same stream included."""
+
+    lines: int
+    answered: int
+    failed: int
+    judged: int  # answers with a reference
+    right: int
+    zero_shot_right: int
+    fixed: int
+    broken: int
+    routes: dict[str, int]
+    seconds_per_answer: float | None
+
+
+def pending(lines: Sequence[StreamLine], results: ResultsFile) -> list[StreamLine]:
+    """The lines that have no answer yet.
+
+    Raises:
+        InputError: the results were made from other input.
+    """
+    known = {line.line: line for line in lines}
+    for number, record in results.records.items():
+        digest = record["question_digest"]
+        if number not in known or (digest is not None and digest != known[number].digest):
+            raise InputError(
+                f"{results.path} was made from other input (line {number} differs): "
+                "name another results file, or move this one away"
+            )
+    return [line for line in lines if results.records.get(line.line, {}).get("status") != ANSWERED]
+
+
+def run_stream(
+    lines: Sequence[StreamLine], results: ResultsFile, parts: StreamParts, *, observe: Observer
+) -> StreamSummary:
+    """Answer every pending line, one after the other; each record is on disk before its learning is waited for.
+
+    Told to ``observe``: ``answer`` and ``failure`` with the record, ``learned`` with what ``parts.learn`` returns.
+
+    Raises:
+        InputError: the results were made from other input.
+        ElmError: what concerns the whole stream (storage, model). What concerns one line becomes its record.
+    """
+    for line in pending(lines, results):
+        before = results.records.get(line.line)
+        record = _record(line, parts)
+        if before is None or record["status"] == ANSWERED or record["reason"] != before["reason"]:
+            results.append(record)
+        observe("answer" if record["status"] == ANSWERED else "failure", record)
+        if record.get("job_id") and parts.learn is not None:
+            observe("learned", {"line": line.line, **parts.learn(record["job_id"])})
+    return summarise(lines, results)
+
+
+def summarise(lines: Sequence[StreamLine], results: ResultsFile) -> StreamSummary:
+    """Counts over the records of ``results``."""
+    records = list(results.records.values())
+    answered = [record for record in records if record["status"] == ANSWERED]
+    judged = [record for record in answered if record["right"] is not None]
+    seconds = [record["seconds"] for record in answered]
+    routes = [record["route"] for record in answered]
+    return StreamSummary(
+        lines=len(lines),
+        answered=len(answered),
+        failed=sum(record["status"] == FAILED for record in records),
+        judged=len(judged),
+        right=sum(record["right"] for record in judged),
+        zero_shot_right=sum(bool(record["zero_shot_right"]) for record in judged),
+        fixed=sum(record["outcome"] == UseOutcome.FIXED for record in judged),
+        broken=sum(record["outcome"] == UseOutcome.BROKEN for record in judged),
+        routes={str(route): routes.count(route) for route in sorted(set(routes))},
+        seconds_per_answer=sum(seconds) / len(seconds) if seconds else None,
+    )
+
+
+def judged_outcome(zero_shot_right: bool, right: bool) -> UseOutcome:
+    """What the memory did, given what was right."""
+    if right:
+        return UseOutcome.BOTH_RIGHT if zero_shot_right else UseOutcome.FIXED
+    return UseOutcome.BROKEN if zero_shot_right else UseOutcome.BOTH_WRONG
+
+
+def _record(line: StreamLine, parts: StreamParts) -> dict[str, Any]:
+    head = {"line": line.line, "question_digest": line.digest, "question": line.question, "reference": line.reference}
+    if line.question is None:
+        return {**head, "status": FAILED, "reason": line.problem}
+    started = time.perf_counter()
+    try:
+        result = parts.answer(line.question)
+    except (InputError, TaskError) as error:
+        return {**head, "status": FAILED, "reason": str(error)}
+    seconds = round(time.perf_counter() - started, 4)
+    return {**head, "status": ANSWERED, **_told(result), **_judged(line, result, parts), "seconds": seconds}
+
+
+def _told(result: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("answer", "route", "reason", "memory_id", "similarity", "use_id", "job_id")
+    told = {name: result.get(name) for name in names}
+    return told | {"zero_shot_answer": zero_shot_answer(result), "text": result.get("text")}
+
+
+def _judged(line: StreamLine, result: Mapping[str, Any], parts: StreamParts) -> dict[str, Any]:
+    """Right or wrong against the reference; a comparison that fails is told, and counts as neither."""
+    nothing = {"right": None, "zero_shot_right": None, "outcome": UseOutcome.UNKNOWN.value}
+    if line.reference is None:
+        return nothing
+    try:
+        right = _right(result.get("answer"), line.reference, parts)
+        plain_right = _right(zero_shot_answer(result), line.reference, parts)
+    except TaskError as error:
+        return nothing | {"judging_failed": str(error)}
+    outcome = judged_outcome(plain_right, right)
+    if result.get("use_id"):
+        parts.settle(str(result["use_id"]), outcome)
+    return {"right": right, "zero_shot_right": plain_right, "outcome": outcome.value}
+
+
+def _right(answer: str | None, reference: str, parts: StreamParts) -> bool:
+    return answer is not None and parts.equivalent(answer, reference)
+
+
+def zero_shot_answer(result: Mapping[str, Any]) -> str | None:
+    """The answer of the candidate that used no memory."""
+    for candidate in _candidates(result):
+        if candidate.get("memory_id") is None:
+            answer = candidate.get("answer")
+            return None if answer is None else str(answer)
+    return None
+
+
+def _candidates(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    found = result.get("candidates") or ()
+    yield from found.values() if isinstance(found, Mapping) else found
