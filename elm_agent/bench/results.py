@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -65,6 +65,12 @@ class ResultsFile:
         except OSError as error:
             raise StorageError(f"results file {self.path} cannot be written: {error.strerror}") from error
         self.records[whole["line"]] = whole
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Idempotent."""

@@ -12,25 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from elm_agent.bench.results import ResultsFile
+from elm_agent.bench.streams import Line
 from elm_agent.errors import InputError, TaskError
 from elm_agent.protocols import Observer
 from elm_agent.records import UseOutcome, question_digest
 
 ANSWERED, FAILED = "answered", "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamLine:
-    """One line of the input, numbered from 1: a question, or the reason why there is none."""
-
-    line: int
-    question: str | None
-    reference: str | None = None
-    problem: str | None = None
-
-    @property
-    def digest(self) -> str | None:
-        return None if self.question is None else question_digest(self.question)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,25 +51,25 @@ class StreamSummary:
     seconds_per_answer: float | None
 
 
-def pending(lines: Sequence[StreamLine], results: ResultsFile) -> list[StreamLine]:
+def pending(lines: Sequence[Line], results: ResultsFile) -> list[Line]:
     """The lines that have no answer yet.
 
     Raises:
         InputError: the results were made from other input.
     """
-    known = {line.line: line for line in lines}
+    known = {line.number: _digest(line) for line in lines}
     for number, record in results.records.items():
         digest = record["question_digest"]
-        if number not in known or (digest is not None and digest != known[number].digest):
+        if number not in known or (digest is not None and digest != known[number]):
             raise InputError(
                 f"{results.path} was made from other input (line {number} differs): "
                 "name another results file, or move this one away"
             )
-    return [line for line in lines if results.records.get(line.line, {}).get("status") != ANSWERED]
+    return [line for line in lines if results.records.get(line.number, {}).get("status") != ANSWERED]
 
 
 def run_stream(
-    lines: Sequence[StreamLine], results: ResultsFile, parts: StreamParts, *, observe: Observer
+    lines: Sequence[Line], results: ResultsFile, parts: StreamParts, *, observe: Observer
 ) -> StreamSummary:
     """Answer every pending line, one after the other; each record is on disk before its learning is waited for.
 
@@ -93,17 +80,17 @@ def run_stream(
         ElmError: what concerns the whole stream (storage, model). What concerns one line becomes its record.
     """
     for line in pending(lines, results):
-        before = results.records.get(line.line)
+        before = results.records.get(line.number)
         record = _record(line, parts)
         if before is None or record["status"] == ANSWERED or record["reason"] != before["reason"]:
             results.append(record)
         observe("answer" if record["status"] == ANSWERED else "failure", record)
         if record.get("job_id") and parts.learn is not None:
-            observe("learned", {"line": line.line, **parts.learn(record["job_id"])})
+            observe("learned", {"line": line.number, **parts.learn(record["job_id"])})
     return summarise(lines, results)
 
 
-def summarise(lines: Sequence[StreamLine], results: ResultsFile) -> StreamSummary:
+def summarise(lines: Sequence[Line], results: ResultsFile) -> StreamSummary:
     """Counts over the records of ``results``."""
     records = list(results.records.values())
     answered = [record for record in records if record["status"] == ANSWERED]
@@ -131,10 +118,15 @@ def judged_outcome(zero_shot_right: bool, right: bool) -> UseOutcome:
     return UseOutcome.BROKEN if zero_shot_right else UseOutcome.BOTH_WRONG
 
 
-def _record(line: StreamLine, parts: StreamParts) -> dict[str, Any]:
-    head = {"line": line.line, "question_digest": line.digest, "question": line.question, "reference": line.reference}
+def _digest(line: Line) -> str | None:
+    return None if line.question is None else question_digest(line.question)
+
+
+def _record(line: Line, parts: StreamParts) -> dict[str, Any]:
+    head = {"line": line.number, "question_digest": _digest(line)}
+    head |= {"question": line.question, "reference": line.reference}
     if line.question is None:
-        return {**head, "status": FAILED, "reason": line.problem}
+        return {**head, "status": FAILED, "reason": line.fault}
     started = time.perf_counter()
     try:
         result = parts.answer(line.question)
@@ -150,7 +142,7 @@ def _told(result: Mapping[str, Any]) -> dict[str, Any]:
     return told | {"zero_shot_answer": zero_shot_answer(result), "text": result.get("text")}
 
 
-def _judged(line: StreamLine, result: Mapping[str, Any], parts: StreamParts) -> dict[str, Any]:
+def _judged(line: Line, result: Mapping[str, Any], parts: StreamParts) -> dict[str, Any]:
     """Right or wrong against the reference; a comparison that fails is told, and counts as neither."""
     nothing = {"right": None, "zero_shot_right": None, "outcome": UseOutcome.UNKNOWN.value}
     if line.reference is None:
