@@ -50,7 +50,8 @@ class Network:
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Input embeddings of token ids: (T, E), model dtype."""
-        return self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.device))
+        embeds_TE: torch.Tensor = self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.device))
+        return embeds_TE
 
     def read(self, rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
         """Run rows of embeddings, each (T_i, E), from an empty cache.
@@ -69,10 +70,11 @@ class Network:
         )
         return Prefix(out.past_key_values, mask_BL), _wide(out.logits[:, -1])
 
-    def extend(
-        self, prefix: Prefix, tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Append T tokens to every row; the prefix grows in place. Returns logits (B, T, vocabulary), float32 or wider."""
+    def extend(self, prefix: Prefix, tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Append T tokens to every row; the prefix grows in place.
+
+        Returns logits (B, T, vocabulary), float32 or wider.
+        """
         if mask_BT is None:
             mask_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
         mask_BL = torch.cat([prefix.mask_BL, mask_BT], dim=1)

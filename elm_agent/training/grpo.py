@@ -202,10 +202,8 @@ def backward(
         with torch.no_grad():
             reference_GT = completion_logprobs(network, reference, last_id, tokens_GT, recipe.temperature)
         kl_GT = numerics.kl_k3(logprobs_GT, reference_GT)
-    loss = numerics.dr_grpo_loss(
-        objective_GT, kl_GT, mask_GT, max_tokens=recipe.max_new_tokens, beta=recipe.beta
-    )
-    loss.backward()
+    loss = numerics.dr_grpo_loss(objective_GT, kl_GT, mask_GT, max_tokens=recipe.max_new_tokens, beta=recipe.beta)
+    torch.autograd.backward(loss)
     kl = 0.0 if kl_GT is None else float((kl_GT.detach() * mask_GT).sum() / mask_GT.sum())
     return float(loss.detach()), kl, numerics.clip_fraction(logprobs_GT.detach(), old_GT, mask_GT, recipe.clip_eps)
 
