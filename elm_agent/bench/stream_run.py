@@ -68,10 +68,21 @@ def pending(lines: Sequence[Line], results: ResultsFile) -> list[Line]:
     return [line for line in lines if results.records.get(line.number, {}).get("status") != ANSWERED]
 
 
-def run_stream(
-    lines: Sequence[Line], results: ResultsFile, parts: StreamParts, *, observe: Observer
-) -> StreamSummary:
-    """Answer every pending line, one after the other; each record is on disk before its learning is waited for.
+def record_faults(lines: Sequence[Line], results: ResultsFile, *, observe: Observer) -> None:
+    """Write down the lines that hold no question. Needs no model, so it is done before one is loaded.
+
+    Told to ``observe``: ``failure`` with each record, also of those that an earlier run wrote down.
+
+    Raises:
+        InputError: the results were made from other input.
+    """
+    for line in pending(lines, results):
+        if line.question is None:
+            _keep(_failed(line, line.fault), results, observe)
+
+
+def run_stream(lines: Sequence[Line], results: ResultsFile, parts: StreamParts, *, observe: Observer) -> None:
+    """Answer every question that has no answer yet, in order; a record is on disk before its learning is waited for.
 
     Told to ``observe``: ``answer`` and ``failure`` with the record, ``learned`` with what ``parts.learn`` returns.
 
@@ -80,14 +91,19 @@ def run_stream(
         ElmError: what concerns the whole stream (storage, model). What concerns one line becomes its record.
     """
     for line in pending(lines, results):
-        before = results.records.get(line.number)
-        record = _record(line, parts)
-        if before is None or record["status"] == ANSWERED or record["reason"] != before["reason"]:
-            results.append(record)
-        observe("answer" if record["status"] == ANSWERED else "failure", record)
+        if line.question is None:
+            continue
+        record = _answered(line, line.question, parts)
+        _keep(record, results, observe)
         if record.get("job_id") and parts.learn is not None:
             observe("learned", {"line": line.number, **parts.learn(record["job_id"])})
-    return summarise(lines, results)
+
+
+def _keep(record: dict[str, Any], results: ResultsFile, observe: Observer) -> None:
+    """On disk first, then told. A failure that an earlier run wrote down is told again, not written again."""
+    if record != results.records.get(record["line"]):
+        results.append(record)
+    observe("answer" if record["status"] == ANSWERED else "failure", record)
 
 
 def summarise(lines: Sequence[Line], results: ResultsFile) -> StreamSummary:
@@ -122,18 +138,24 @@ def _digest(line: Line) -> str | None:
     return None if line.question is None else question_digest(line.question)
 
 
-def _record(line: Line, parts: StreamParts) -> dict[str, Any]:
-    head = {"line": line.number, "question_digest": _digest(line)}
-    head |= {"question": line.question, "reference": line.reference}
-    if line.question is None:
-        return {**head, "status": FAILED, "reason": line.fault}
+def _answered(line: Line, question: str, parts: StreamParts) -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        result = parts.answer(line.question)
+        result = parts.answer(question)
     except (InputError, TaskError) as error:
-        return {**head, "status": FAILED, "reason": str(error)}
+        return _failed(line, str(error))
     seconds = round(time.perf_counter() - started, 4)
-    return {**head, "status": ANSWERED, **_told(result), **_judged(line, result, parts), "seconds": seconds}
+    told = {**_told(result), **_judged(line, result, parts), "seconds": seconds}
+    return {**_head(line), "status": ANSWERED, **told}
+
+
+def _failed(line: Line, reason: str | None) -> dict[str, Any]:
+    return {**_head(line), "status": FAILED, "reason": reason}
+
+
+def _head(line: Line) -> dict[str, Any]:
+    head = {"line": line.number, "question_digest": _digest(line)}
+    return head | {"question": line.question, "reference": line.reference}
 
 
 def _told(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from elm_agent.cli.output import Output
 
+Advance = Callable[[int, str], None]
+
 
 @contextmanager
 def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]:
@@ -34,8 +36,8 @@ def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]
 
 
 @contextmanager
-def stream_bar(out: Output, total: int, done: int) -> Iterator[Callable[[int, str], None]]:
-    """A function to tell (lines done, a few words about the current one)."""
+def stream_bar(out: Output, total: int, done: int) -> Iterator[Advance]:
+    """A function to tell (lines finished since the last call, a few words about the current one)."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -49,4 +51,4 @@ def stream_bar(out: Output, total: int, done: int) -> Iterator[Callable[[int, st
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), words)
     with Progress(*columns, console=out.errors, transient=True) as bar:
         task = bar.add_task("", total=total, completed=done)
-        yield lambda count, text: bar.update(task, completed=count, description=text)
+        yield lambda finished, text: bar.update(task, advance=finished, description=text)

@@ -1,0 +1,58 @@
+"""Ties a stream to a runtime: the graph answers, the task compares, the bank settles, the queue is waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from elm_agent.bench.stream_run import StreamParts
+from elm_agent.records import JobRecord, JobState, UseOutcome
+
+if TYPE_CHECKING:
+    from elm_agent.protocols import Observer
+    from elm_agent.runtime import Runtime
+
+OVER = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+def parts_of(runtime: Runtime, *, observe: Observer) -> StreamParts:
+    """What ``run_stream`` needs of ``runtime``.
+
+    Learning is waited for when this process does it; an external worker works at its own pace. Told to
+    ``observe``: ``learning`` with the job's progress, whenever it changes.
+    """
+    from elm_agent.integrations.langgraph import build_graph
+
+    graph = build_graph(runtime)
+    namespace = runtime.settings.namespace
+
+    def answer(question: str) -> Mapping[str, Any]:
+        result: Mapping[str, Any] = graph.invoke({"question": question})
+        return result
+
+    def settle(use_id: str, outcome: UseOutcome) -> None:
+        runtime.bank.settle_use(namespace, use_id, outcome)
+
+    def learn(job_id: str) -> Mapping[str, Any]:
+        started = time.perf_counter()
+        job = wait_for(lambda: runtime.bank.jobs.get(job_id), observe=observe)
+        seconds = round(time.perf_counter() - started, 2)
+        told = {"job_id": job.id, "state": job.state.value, "memory_id": job.memory_id, "reason": job.reason}
+        return told | {"seconds": seconds}
+
+    waits = runtime.settings.worker.mode != "external"
+    return StreamParts(
+        answer=answer, equivalent=runtime.task.equivalent, settle=settle, learn=learn if waits else None
+    )
+
+
+def wait_for(look: Callable[[], JobRecord], *, observe: Observer, poll_seconds: float = 0.1) -> JobRecord:
+    """Look at a job until it is over; tells its progress on the way."""
+    told: dict[str, Any] = {}
+    while (job := look()).state not in OVER:
+        if job.progress and job.progress != told:
+            told = dict(job.progress)
+            observe("learning", {"job_id": job.id, **told})
+        time.sleep(poll_seconds)
+    return job
