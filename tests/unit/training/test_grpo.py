@@ -213,10 +213,12 @@ def test_cancellation_is_seen_between_steps(model: LocalModel) -> None:
         )
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(model: LocalModel) -> None:
+def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(tmp_path: Path) -> None:
+    model = open_model(tmp_path, architecture="gpt2")  # whose LayerNorm overflows, where an RMS norm gives zeros
     recipe = Recipe(rollouts=4, steps=3, max_new_tokens=4, virtual_tokens=3, learning_rate=1e30, beta=0.1)
     with pytest.raises(TrainingError, match="lower the learning rate"):
         GrpoTrainer(model, get_task("text")).train(QUESTION, recipe=recipe, seed=0)
+    model.close()
 
 
 def test_an_unknown_parameterisation_is_refused_by_name(model: LocalModel) -> None:
