@@ -123,8 +123,8 @@ class FakeModel:
     def query(self, question: str, kind: KeyKind) -> Vector:
         return key_of(question, kind)
 
-    def keys(self, prompt: SoftPrompt, *, kv_heads: str) -> MemoryKeys:
-        text = hashlib.sha256(prompt.prompt_VE.numpy().tobytes() + kv_heads.encode("utf-8")).hexdigest()
+    def keys(self, prompt: SoftPrompt) -> MemoryKeys:
+        text = hashlib.sha256(prompt.prompt_VE.numpy().tobytes()).hexdigest()
         return MemoryKeys(input=key_of(text, KeyKind.INPUT), kv=key_of(text, KeyKind.KV))
 
     @contextmanager

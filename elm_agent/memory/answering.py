@@ -1,0 +1,149 @@
+"""Answer twice and choose: the two rows of a question, their candidates, and the decision (METHOD section 3).
+
+Knows nothing of where a memory came from or what happens to the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from elm_agent.errors import InputError, TaskError, VerificationError
+from elm_agent.protocols import GenerationRequest, LanguageModel, Task, Verifier
+from elm_agent.records import Candidate, Generation, Route
+
+if TYPE_CHECKING:
+    from elm_agent.softprompt import SoftPrompt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Which candidate is returned, and why. The candidates carry the verifier's scores where it was asked."""
+
+    route: Route
+    answer: str | None
+    text: str
+    reason: str | None
+    memory: Candidate | None
+    zero_shot: Candidate
+
+
+def check_question(question: object) -> str:
+    """The question itself, or an ``InputError`` when it is not a text with something in it."""
+    if not isinstance(question, str):
+        raise InputError(f"a question is a text; got {type(question).__name__}")
+    if not question.strip():
+        raise InputError("the question is blank: expected some text")
+    return question
+
+
+def ask(
+    question: str, *, model: LanguageModel, task: Task, max_new_tokens: int, prefix: SoftPrompt | None = None
+) -> Future[Generation]:
+    """Queue the greedy row of a question, with a memory before it when ``prefix`` is given.
+
+    Rows that are asked together run in one batch. Raises ``InputError`` when the row does not fit the model.
+    """
+    prompt_ids = model.encode(task.messages(question))
+    return model.submit(GenerationRequest(prompt_ids=prompt_ids, prefix=prefix, max_new_tokens=max_new_tokens))
+
+
+def candidate(generation: Generation, *, task: Task, memory_id: str | None = None) -> Candidate:
+    """A generation with its extracted answer. Raises ``TaskError`` when extracting fails."""
+    return Candidate(
+        text=generation.text,
+        answer=task.extract(generation.text),
+        tokens=len(generation.token_ids),
+        mean_logprob=generation.mean_logprob,
+        self_certainty=generation.self_certainty,
+        finished=generation.finished,
+        seconds=generation.seconds,
+        memory_id=memory_id,
+    )
+
+
+def decide(question: str, memory: Candidate, zero_shot: Candidate, task: Task, verifier: Verifier) -> Decision:
+    """Choose between two candidates.
+
+    Equivalent answers agree. An answer beats no answer, since a candidate without one cannot be right; two
+    candidates without any agree when their texts do, else the plain one stands. Everything else is the
+    verifier's: the higher score, a tie goes to zero-shot. A comparison or verifier that fails costs nothing:
+    zero-shot, route ``failed_memory``, the reason recorded.
+    """
+    plain = _Choice(memory, zero_shot)
+    if memory.answer is None or zero_shot.answer is None:
+        return _without_both_answers(plain)
+    try:
+        if task.equivalent(memory.answer, zero_shot.answer):
+            return plain.decision(Route.AGREED)
+    except TaskError as error:
+        return plain.decision(Route.FAILED_MEMORY, f"the answers could not be compared: {error}")
+    try:
+        choice = _scored(question, plain, verifier)
+    except Exception as error:
+        logger.warning("verifier %r failed", verifier.name, exc_info=error)
+        return plain.decision(Route.FAILED_MEMORY, f"verifier {verifier.name!r} failed: {describe(error)}")
+    assert choice.memory.score is not None
+    assert choice.zero_shot.score is not None
+    if choice.memory.score > choice.zero_shot.score:
+        return choice.decision(Route.MEMORY)
+    tie = choice.memory.score == choice.zero_shot.score
+    return choice.decision(Route.ZERO_SHOT, f"verifier {verifier.name!r} gave both the same score" if tie else None)
+
+
+def decide_alone(zero_shot: Candidate, route: Route, reason: str | None) -> Decision:
+    """The plain candidate, when there is no other: route ``no_memory`` or ``failed_memory``."""
+    return Decision(
+        route=route, answer=zero_shot.answer, text=zero_shot.text, reason=reason, memory=None, zero_shot=zero_shot
+    )
+
+
+def describe(error: BaseException) -> str:
+    """One line that names an error and says what it says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    memory: Candidate
+    zero_shot: Candidate
+
+    def decision(self, route: Route, reason: str | None = None) -> Decision:
+        chosen = self.memory if route is Route.MEMORY else self.zero_shot
+        return Decision(
+            route=route,
+            answer=chosen.answer,
+            text=chosen.text,
+            reason=reason,
+            memory=self.memory,
+            zero_shot=self.zero_shot,
+        )
+
+
+def _without_both_answers(choice: _Choice) -> Decision:
+    if choice.memory.answer is not None:
+        return choice.decision(Route.MEMORY, "the zero-shot text has no answer")
+    if choice.zero_shot.answer is not None:
+        return choice.decision(Route.ZERO_SHOT, "the memory's text has no answer")
+    if choice.memory.text.split() == choice.zero_shot.text.split():
+        return choice.decision(Route.AGREED, "neither text has an answer; both say the same")
+    return choice.decision(Route.ZERO_SHOT, "neither text has an answer")
+
+
+def _scored(question: str, choice: _Choice, verifier: Verifier) -> _Choice:
+    verdicts = verifier.score(question, [choice.memory, choice.zero_shot])
+    if len(verdicts) != 2:
+        raise VerificationError(f"expected 2 verdicts; got {len(verdicts)}")
+    scores = [float(verdict.score) for verdict in verdicts]
+    if not all(math.isfinite(score) for score in scores):
+        raise VerificationError(f"expected finite scores; got {scores}")
+    memory, zero_shot = (
+        replace(item, score=score) for item, score in zip((choice.memory, choice.zero_shot), scores, strict=True)
+    )
+    return _Choice(memory, zero_shot)

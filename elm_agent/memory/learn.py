@@ -1,0 +1,60 @@
+"""Turn one leased job into one memory: train, gate, publish. The only way a memory comes into being."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from elm_agent.errors import ModelMismatch
+from elm_agent.memory.gate import admit
+from elm_agent.protocols import Observer, Trainer
+from elm_agent.records import MemoryRecord, ModelFingerprint, Recipe, digest_of, question_digest
+
+if TYPE_CHECKING:
+    from elm_agent.storage.bank import Bank
+    from elm_agent.storage.jobs import Lease
+
+
+def learn(
+    lease: Lease,
+    *,
+    trainer: Trainer,
+    bank: Bank,
+    model_fingerprint: ModelFingerprint,
+    observe: Observer,
+    cancelled: Callable[[], bool],
+) -> MemoryRecord:
+    """Distil the job's question into a memory, exactly once (METHOD section 1; write order of the bank).
+
+    Raises:
+        ModelMismatch: the job is for another model.
+        JobCancelled: ``cancelled()`` became true between two steps.
+        LeaseLost: another worker took the job over; nothing was published.
+        TrainingError, InputError, StorageError: see ``Trainer.train`` and ``Bank.publish``.
+    """
+    job = lease.job
+    if job.model_id != model_fingerprint.id:
+        raise ModelMismatch(
+            f"job {job.id} is for model {job.model_id[:19]}, this worker has {model_fingerprint.name!r} "
+            f"({model_fingerprint.id[:19]}): start a worker with the model of namespace {job.namespace!r}"
+        )
+    seed = memory_seed(job.recipe, job.question)
+    trained = trainer.train(job.question, recipe=job.recipe, seed=seed, observe=observe, cancelled=cancelled)
+    observe("train.done", {"steps": len(trained.curve), "seconds": trained.seconds})
+    state, reason = admit(trained.curve, job.recipe)
+    return bank.publish(
+        lease,
+        trained,
+        task=job.task,
+        model=model_fingerprint,
+        recipe=job.recipe,
+        state=state,
+        reason=reason,
+        observe=observe,
+    )
+
+
+def memory_seed(recipe: Recipe, question: str) -> int:
+    """The seed of one memory, in [0, 2**48): it depends on recipe and question, never on time, order or batch."""
+    digest = digest_of([recipe.seed, question_digest(question)])
+    return int(digest.removeprefix("sha256:")[:12], 16)

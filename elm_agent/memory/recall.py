@@ -1,0 +1,83 @@
+"""Find the memory that may help with a question. Knows keys and tensors; generates nothing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from elm_agent.errors import NotFound, TensorCorrupt, TensorMissing
+from elm_agent.protocols import LanguageModel
+from elm_agent.records import KeyKind
+
+if TYPE_CHECKING:
+    from elm_agent.softprompt import SoftPrompt
+    from elm_agent.storage.bank import Bank
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """What was found. ``prompt`` is None when nothing was; then ``reason`` says why and ``failed`` whose fault."""
+
+    memory_id: str | None = None
+    similarity: float | None = None  # cosine
+    prompt: SoftPrompt | None = None
+    reason: str | None = None
+    failed: bool = False  # a memory should have been there, but could not be read
+
+
+def recall(
+    question: str,
+    *,
+    bank: Bank,
+    model: LanguageModel,
+    namespace: str,
+    kind: KeyKind = KeyKind.INPUT,
+    top_k: int = 1,
+    min_similarity: float = -1.0,
+    exclude_same_question: bool = False,
+) -> Recall:
+    """The nearest usable memory of ``question`` (METHOD section 2), its prompt in the bank's cache.
+
+    Looks at the ``top_k`` nearest and takes the first whose tensor can be read. Abstains when the nearest is
+    below ``min_similarity``, a threshold of ours that the paper does not have.
+
+    Raises:
+        IndexUnavailable, StorageError: the bank cannot be asked at all.
+        ModelError: the model cannot make a query of this kind.
+    """
+    hits = bank.nearest(
+        namespace,
+        kind,
+        model.query(question, kind),
+        top_k,
+        exclude_question=question if exclude_same_question else None,
+    )
+    if not hits:
+        return Recall(reason="the bank has no other memory" if exclude_same_question else "the bank has no memory")
+    near = [hit for hit in hits if hit.similarity >= min_similarity]
+    if not near:
+        best = hits[0]
+        return Recall(
+            similarity=best.similarity,
+            reason=f"the nearest memory has similarity {best.similarity:.3f}, the threshold is {min_similarity:.3f}",
+        )
+    passed_over = []
+    for hit in near:
+        try:
+            prompt = bank.prompt(namespace, hit.memory_id)
+        except (TensorMissing, TensorCorrupt, NotFound) as error:
+            logger.warning("memory %s is unusable: %s", hit.memory_id, error)
+            passed_over.append(f"memory {hit.memory_id} is unusable: {error}")
+            continue
+        return Recall(
+            memory_id=hit.memory_id,
+            similarity=hit.similarity,
+            prompt=prompt,
+            reason="; ".join(passed_over) or None,
+        )
+    return Recall(
+        memory_id=near[0].memory_id, similarity=near[0].similarity, reason="; ".join(passed_over), failed=True
+    )

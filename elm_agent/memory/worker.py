@@ -1,0 +1,230 @@
+"""The worker: take a job, learn from it, say how it ended. Knows queue and trainer; who runs it is ``runners``.
+
+Every job ends in exactly one of five ways: done, failed (again or for good), cancelled, released, or discarded
+because another worker took it over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from elm_agent.errors import InputError, JobCancelled, LeaseLost, ModelMismatch, StorageError, TrainingError
+from elm_agent.memory.answering import describe
+from elm_agent.memory.heartbeat import Heartbeat
+from elm_agent.memory.learn import learn
+from elm_agent.protocols import Observer, Trainer
+from elm_agent.records import JobState, ModelFingerprint
+
+if TYPE_CHECKING:
+    from elm_agent.storage.bank import Bank
+    from elm_agent.storage.jobs import Lease
+
+logger = logging.getLogger(__name__)
+
+FATAL = (InputError, ModelMismatch, TrainingError)
+"""Failures that a second attempt with the same question, model and seed would only repeat."""
+
+
+class Worker:
+    """Works off the jobs of one model.
+
+    Args:
+        trainer_for: the trainer of a task, by the task's name; raises ``InputError`` for an unknown one.
+        model: only jobs for this model are taken.
+        owner: name in the job rows; by default host, process and a random part.
+        lease_seconds: a job without a sign of life for this long is taken over by others.
+        heartbeat_seconds: time between signs of life; each training step gives one as well.
+        poll_seconds: how often an idle worker looks for a job.
+        backoff_seconds: wait before the second attempt; the queue doubles it each time.
+        concurrency: jobs learnt at the same time.
+        observe: told every step of ``LEARN_STEPS``, and ``job.done``, ``job.failed``, ``job.cancelled``,
+            ``job.released`` and ``job.lost``; each detail names its ``job_id``.
+    """
+
+    def __init__(
+        self,
+        *,
+        bank: Bank,
+        trainer_for: Callable[[str], Trainer],
+        model: ModelFingerprint,
+        owner: str | None = None,
+        lease_seconds: float = 60.0,
+        heartbeat_seconds: float = 10.0,
+        poll_seconds: float = 0.5,
+        backoff_seconds: float = 5.0,
+        concurrency: int = 1,
+        observe: Observer | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise InputError(f"concurrency is at least 1; got {concurrency}")
+        self.bank = bank
+        self.model = model
+        self.owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+        self._trainer_for = trainer_for
+        self._lease_seconds = lease_seconds
+        self._heartbeat_seconds = heartbeat_seconds
+        self._poll_seconds = poll_seconds
+        self._backoff_seconds = backoff_seconds
+        self._concurrency = concurrency
+        self._observe = observe or (lambda _name, _detail: None)
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    def run(self, *, once: bool = False) -> int:
+        """Work until ``stop``, or with ``once`` until no job is due. Returns the number of jobs taken."""
+        taken = [0] * self._concurrency
+
+        def loop(slot: int) -> None:
+            while not self._stopping.is_set():
+                if self._next(patient=not once):
+                    taken[slot] += 1
+                elif once:
+                    return
+                elif self._wake.wait(self._poll_seconds):
+                    self._wake.clear()
+
+        others = [
+            threading.Thread(target=loop, args=(slot,), name=f"elm-worker-{slot}", daemon=True)
+            for slot in range(1, self._concurrency)
+        ]
+        for thread in others:
+            thread.start()
+        try:
+            loop(0)
+        except BaseException:
+            self.stop()  # the other slots must not outlive an interrupt
+            raise
+        finally:
+            for thread in others:
+                thread.join()
+        return sum(taken)
+
+    def run_one(self) -> bool:
+        """Take and finish one due job; False when there is none."""
+        return self._next(patient=False)
+
+    def wake(self) -> None:
+        """Look for a job now instead of at the next poll."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Stop after the current training step; its job goes back to the queue. For good, and from any thread."""
+        self._stopping.set()
+        self._wake.set()
+
+    def idle(self) -> bool:
+        """Whether no job of this model is queued or running, here or elsewhere."""
+        return is_idle(self.bank, self.model.id)
+
+    # --- one job -----------------------------------------------------------------------------------------
+
+    def _next(self, *, patient: bool) -> bool:
+        try:
+            lease = self.bank.jobs.claim(self.owner, lease_seconds=self._lease_seconds, model_id=self.model.id)
+        except StorageError as error:
+            if not patient:
+                raise
+            logger.warning("no job could be claimed, will look again: %s", error)
+            return False
+        if lease is None:
+            return False
+        self._work(lease)
+        return True
+
+    def _work(self, lease: Lease) -> None:
+        heartbeat = Heartbeat(
+            self.bank.jobs, lease, lease_seconds=self._lease_seconds, every_seconds=self._heartbeat_seconds
+        )
+        observe = self._observer(lease, heartbeat)
+        try:
+            with heartbeat:
+                observe("job.claimed", {"question": lease.job.question, "attempt": lease.job.attempts})
+                memory = learn(
+                    lease,
+                    trainer=self._trainer_for(lease.job.task),
+                    bank=self.bank,
+                    model_fingerprint=self.model,
+                    observe=observe,
+                    cancelled=lambda: heartbeat.lost or heartbeat.cancel_requested or self._stopping.is_set(),
+                )
+        except LeaseLost as error:
+            self._lost(lease, str(error))
+        except JobCancelled as error:
+            self._stopped(lease, heartbeat, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever went wrong is written into the job's row
+            self._failed(lease, error)
+        except BaseException:  # Ctrl-C: the job is somebody else's to finish
+            self._settle(lease, "job.released", "interrupted", self.bank.jobs.release)
+            raise
+        else:
+            self._tell(lease, "job.done", {"memory_id": memory.id, "state": memory.state.value})
+
+    def _observer(self, lease: Lease, heartbeat: Heartbeat) -> Observer:
+        steps = lease.job.recipe.steps
+
+        def observe(name: str, detail: dict[str, Any]) -> None:
+            if name == "train.step":
+                kept = ("majority_answer", "vote_share", "reward_mean")
+                done = {"step": detail["step"] + 1, "steps": steps}
+                heartbeat.beat(done | {key: detail[key] for key in kept})
+            self._tell(lease, name, detail)
+
+        return observe
+
+    def _tell(self, lease: Lease, name: str, detail: dict[str, Any]) -> None:
+        self._observe(name, {"job_id": lease.job.id, "namespace": lease.job.namespace, **detail})
+
+    # --- the ways in which a job ends ----------------------------------------------------------------------
+
+    def _lost(self, lease: Lease, reason: str) -> None:
+        logger.warning("job %s: another worker took over, this result is discarded (%s)", lease.job.id, reason)
+        self._tell(lease, "job.lost", {"reason": reason})
+
+    def _stopped(self, lease: Lease, heartbeat: Heartbeat, reason: str) -> None:
+        if heartbeat.lost:
+            self._lost(lease, reason)
+        elif heartbeat.cancel_requested:
+            self._settle(lease, "job.cancelled", reason, self.bank.jobs.cancelled)
+        else:
+            self._settle(lease, "job.released", reason, self.bank.jobs.release)
+
+    def _failed(self, lease: Lease, error: Exception) -> None:
+        retry = not isinstance(error, FATAL)
+        reason = describe(error)
+        logger.warning("job %s failed: %s", lease.job.id, reason, exc_info=error)
+        self._settle(
+            lease,
+            "job.failed",
+            reason,
+            lambda lease, reason: self.bank.jobs.fail(
+                lease, reason, backoff_seconds=self._backoff_seconds, retry=retry
+            ),
+        )
+
+    def _settle(self, lease: Lease, name: str, reason: str, write: Callable[[Lease, str], object]) -> None:
+        """Write how the job ended. Where that fails the lease runs out, and the job is taken up again."""
+        try:
+            write(lease, reason)
+        except LeaseLost as error:
+            self._lost(lease, str(error))
+        except StorageError as error:
+            logger.warning("job %s: %r could not be written, its lease will run out: %s", lease.job.id, name, error)
+        else:
+            self._tell(lease, name, {"reason": reason})
+
+
+def is_idle(bank: Bank, model_id: str) -> bool:
+    """Whether no job for this model is queued or running in any namespace."""
+    return not any(
+        job.model_id == model_id
+        for state in (JobState.QUEUED, JobState.RUNNING)
+        for job in bank.jobs.list(state=state)
+    )
