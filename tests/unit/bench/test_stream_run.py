@@ -96,9 +96,9 @@ def test_each_answer_comes_before_its_learning_and_before_the_next_question(tmp_
         ("learn", "job_c"),
     ]
     assert seen == [
+        "failure 2",
         "answer 1",
         "learned 1",
-        "failure 2",
         "answer 3",
         "learned 3",
         "failure 4",
