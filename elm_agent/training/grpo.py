@@ -98,7 +98,6 @@ class GrpoTrainer:
             rollouts.extend(group)
             observe("train.step", asdict(record))
         prompt = SoftPrompt(prompt_VE.detach().to("cpu", torch.float32).contiguous())
-        observe("train.done", {"steps": len(curve)})
         return Trained(
             prompt=prompt,
             keys=self.model.keys(prompt),

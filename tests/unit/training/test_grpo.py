@@ -125,7 +125,7 @@ def test_training_keeps_the_whole_trajectory_and_changes_only_the_memory(model: 
     assert trained.prompt.prompt_VE.shape == (5, 32)
     assert trained.keys.input.shape == (32,)
     assert trained.keys.kv is not None
-    assert [name for name, _ in seen] == ["train.step"] * 3 + ["train.done"]
+    assert [name for name, _ in seen] == ["train.step"] * 3
     assert seen[0][1]["vote_share"] == trained.curve[0].vote_share
     for record in trained.curve:
         group = [rollout for rollout in trained.rollouts if rollout.step == record.step]
