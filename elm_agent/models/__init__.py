@@ -40,7 +40,7 @@ def load(
     import torch
 
     from elm_agent.models.engine import LocalModel
-    from elm_agent.models.load import load_pretrained
+    from elm_agent.models.loading import load_pretrained
     from elm_agent.models.skinny import use_skinny_linears
 
     if threads is not None:

@@ -15,6 +15,8 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
+from elm_agent.models.quiet import quiet
+
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 CHATML = (
@@ -58,7 +60,8 @@ def write_tiny_model(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).to(dtype)
     model.generation_config = GenerationConfig(**specials)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     return folder
 
 

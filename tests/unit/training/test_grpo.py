@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from elm_agent.models.load import load_pretrained
+from elm_agent.models.loading import load_pretrained
 
 from elm_agent.errors import InputError, JobCancelled, TaskError, TrainingError
 from elm_agent.models.decoding import Row
