@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 OVER = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
-def parts_of(runtime: Runtime, *, observe: Observer) -> StreamParts:
-    """What ``run_stream`` needs of ``runtime``.
+def parts_of(runtime: Runtime, *, observe: Observer, context: Mapping[str, Any] | None = None) -> StreamParts:
+    """What ``run_stream`` needs of ``runtime``; ``context`` is passed to every run of the graph.
 
     Learning is waited for when this process does it; an external worker works at its own pace. Told to
     ``observe``: ``learning`` with the job's progress, whenever it changes.
@@ -28,7 +28,7 @@ def parts_of(runtime: Runtime, *, observe: Observer) -> StreamParts:
     namespace = runtime.settings.namespace
 
     def answer(question: str) -> Mapping[str, Any]:
-        result: Mapping[str, Any] = graph.invoke({"question": question})
+        result: Mapping[str, Any] = graph.invoke({"question": question}, context=context)
         return result
 
     def settle(use_id: str, outcome: UseOutcome) -> None:

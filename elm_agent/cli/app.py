@@ -40,30 +40,45 @@ class Guarded(TyperGroup):
     """The root group: every failure of every command ends in ``_explain``, never in a traceback."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
-        words = list(sys.argv[1:] if args is None else args)
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
         extra["standalone_mode"] = False
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # half a character must not stop us
         with _terminable():
             sys.exit(self._status(words, *rest, **extra))
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted("interrupted") from None
+        except BrokenPipeError:
+            raise typer.Exit(_without_reader()) from None
+
     def _status(self, words: list[str], *rest: Any, **extra: Any) -> int:
         try:
             status = super().main(words, *rest, **extra)
             sys.stdout.flush()
             return status if isinstance(status, int) else 0
-        except (KeyboardInterrupt, typer.Abort):
-            return _report("interrupted", "Interrupted", 130, words)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush finds a reader
-            return 141
+            return _without_reader()
         except typer.TyperException as error:
             return _report(_usage(error), "UsageError", error.exit_code, words)
         except ElmError as error:
-            return _report(str(error), type(error).__name__, error.exit_code, words)
+            return _report(str(error), type(error).__name__.lstrip("_"), error.exit_code, words)
         except Exception as error:  # noqa: BLE001 - the border of the program: said in one sentence, status 1
             text = f"unexpected {type(error).__name__}: {error} (ELM_DEBUG=1 shows the traceback)"
             return _report(text, type(error).__name__, 1, words)
+
+
+class _Interrupted(ElmError):
+    exit_code = 130
+
+
+def _without_reader() -> int:
+    """Nobody reads standard output any more: what is still to be flushed goes nowhere, quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _report(message: str, kind: str, code: int, words: list[str]) -> int:
@@ -107,7 +122,6 @@ app = typer.Typer(
     cls=Guarded,
     help=HELP,
     epilog=EPILOG,
-    invoke_without_command=True,
     rich_markup_mode=None,  # plain help costs half the time
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

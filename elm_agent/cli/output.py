@@ -85,9 +85,13 @@ def _console(*, stderr: bool) -> Console:
     """No markup, for questions may hold brackets; a pipe has no width, so tables there are not squeezed into 80."""
     from rich.console import Console
 
+    class Told(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # the program's one handler decides, not the console
+
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)
+    return Told(stderr=stderr, markup=False, highlight=False, emoji=False, width=width)
 
 
 class Output:
