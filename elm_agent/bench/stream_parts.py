@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from elm_agent.protocols import Observer
     from elm_agent.runtime import Runtime
 
+LOOK_SECONDS = 0.1
 OVER = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
@@ -36,7 +37,11 @@ def parts_of(runtime: Runtime, *, observe: Observer, context: Mapping[str, Any] 
 
     def learn(job_id: str) -> Mapping[str, Any]:
         started = time.perf_counter()
-        job = wait_for(lambda: runtime.bank.jobs.get(job_id), observe=observe)
+        job = wait_for(
+            lambda: runtime.bank.jobs.get(job_id),
+            pause=lambda: runtime.runner.wait_idle(LOOK_SECONDS),
+            observe=observe,
+        )
         seconds = round(time.perf_counter() - started, 2)
         told = {"job_id": job.id, "state": job.state.value, "memory_id": job.memory_id, "reason": job.reason}
         return told | {"seconds": seconds}
@@ -47,12 +52,12 @@ def parts_of(runtime: Runtime, *, observe: Observer, context: Mapping[str, Any] 
     )
 
 
-def wait_for(look: Callable[[], JobRecord], *, observe: Observer, poll_seconds: float = 0.1) -> JobRecord:
-    """Look at a job until it is over; tells its progress on the way."""
+def wait_for(look: Callable[[], JobRecord], *, pause: Callable[[], object], observe: Observer) -> JobRecord:
+    """Look at a job until it is over; tells its progress on the way. ``pause`` raises when nobody works any more."""
     told: dict[str, Any] = {}
     while (job := look()).state not in OVER:
         if job.progress and job.progress != told:
             told = dict(job.progress)
             observe("learning", {"job_id": job.id, **told})
-        time.sleep(poll_seconds)
+        pause()
     return job

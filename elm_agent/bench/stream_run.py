@@ -7,7 +7,7 @@ then learned from. Knows nothing of terminals; what happens is told to an observ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,12 @@ def _head(line: Line) -> dict[str, Any]:
 def _told(result: Mapping[str, Any]) -> dict[str, Any]:
     names = ("answer", "route", "reason", "memory_id", "similarity", "use_id", "job_id")
     told = {name: result.get(name) for name in names}
-    return told | {"zero_shot_answer": zero_shot_answer(result), "text": result.get("text")}
+    return told | {"text": result.get("text"), **_candidate(result, "zero_shot"), **_candidate(result, "memory")}
+
+
+def _candidate(result: Mapping[str, Any], name: str) -> dict[str, Any]:
+    candidate = (result.get("candidates") or {}).get(name) or {}
+    return {f"{name}_answer": candidate.get("answer"), f"{name}_score": candidate.get("score")}
 
 
 def _judged(line: Line, result: Mapping[str, Any], parts: StreamParts) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def _judged(line: Line, result: Mapping[str, Any], parts: StreamParts) -> dict[s
         return nothing
     try:
         right = _right(result.get("answer"), line.reference, parts)
-        plain_right = _right(zero_shot_answer(result), line.reference, parts)
+        plain_right = _right(_candidate(result, "zero_shot")["zero_shot_answer"], line.reference, parts)
     except TaskError as error:
         return nothing | {"judging_failed": str(error)}
     outcome = judged_outcome(plain_right, right)
@@ -182,17 +187,3 @@ def _judged(line: Line, result: Mapping[str, Any], parts: StreamParts) -> dict[s
 
 def _right(answer: str | None, reference: str, parts: StreamParts) -> bool:
     return answer is not None and parts.equivalent(answer, reference)
-
-
-def zero_shot_answer(result: Mapping[str, Any]) -> str | None:
-    """The answer of the candidate that used no memory."""
-    for candidate in _candidates(result):
-        if candidate.get("memory_id") is None:
-            answer = candidate.get("answer")
-            return None if answer is None else str(answer)
-    return None
-
-
-def _candidates(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    found = result.get("candidates") or ()
-    yield from found.values() if isinstance(found, Mapping) else found
