@@ -42,14 +42,12 @@ def usable_question(text: str) -> str:
     """The question without surrounding white space.
 
     Raises:
-        InputError: blank, or not Unicode text.
+        InputError: blank, or with characters that no database stores.
     """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError("the question is not UTF-8 text") from None
     if not text.strip():
-        raise InputError("the question is empty; ask something")
+        raise InputError("the question is blank: ask something")
+    if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError("the question is not UTF-8 text without NUL characters")
     return text.strip()
 
 

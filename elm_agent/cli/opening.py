@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elm_agent.cli.options import Shared
@@ -12,9 +13,8 @@ from elm_agent.errors import NotFound
 
 if TYPE_CHECKING:
     from elm_agent.runtime import Runtime
+    from elm_agent.settings import Settings
     from elm_agent.storage.bank import Bank
-
-DEFAULT_NAMESPACE = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,27 @@ def opened_bank(shared: Shared) -> Iterator[OpenBank]:
     """The bank, without a model.
 
     Raises:
-        NotFound: the namespace is not in the bank (the default one always counts as being there).
+        NotFound: there is no bank, or the namespace is not in it. Looking at a bank never makes one.
     """
     settings = shared.load()
+    _check_there(settings)
     from elm_agent.runtime import open_bank
 
     bank = open_bank(settings)
     try:
-        known = sorted(info.name for info in bank.namespaces())
-        if settings.namespace not in known and settings.namespace != DEFAULT_NAMESPACE:
+        known = [info.name for info in bank.namespaces()]
+        if settings.namespace not in known:
             there = ", ".join(known[:10]) or "none yet"
             raise NotFound(f"namespace {settings.namespace!r} is not in this bank; it has: {there}")
         yield OpenBank(bank, settings.namespace)
     finally:
         bank.close()
+
+
+def _check_there(settings: Settings) -> None:
+    file = Path(settings.resolved_database_url.removeprefix("sqlite:///"))
+    if settings.database_url is None and not file.exists():
+        raise NotFound(f"there is no bank in {settings.home}: `elm-agent ask` makes one, --home names another")
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class World:
             raise InputError("the question does not fit")
         self.log.append(("answer", question))
         returned, plain = ANSWERS[question]
-        candidates = [{"memory_id": "mem_1", "answer": returned}, {"memory_id": None, "answer": plain}]
+        candidates = {"memory": {"answer": returned}, "zero_shot": {"answer": plain}}
         ids = {"use_id": f"use_{question}", "job_id": f"job_{question}", "memory_id": "mem_1", "similarity": 0.5}
         return {
             "answer": returned,

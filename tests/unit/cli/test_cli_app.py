@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Elm, assert_one_sentence, error_of, python
+from cli_calls import Elm, assert_one_sentence, error_of, python
 
 import elm_agent
 from elm_agent import errors

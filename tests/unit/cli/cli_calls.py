@@ -1,0 +1,36 @@
+"""What the command line's tests share: judging a result, and running a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from typer.testing import Result
+
+Elm = Callable[..., Result]
+
+
+def error_of(result: Result) -> dict[str, Any]:
+    """The error of a ``--json`` call: one JSON document on standard output and nothing else."""
+    [line] = result.stdout.splitlines()
+    assert result.stderr == ""
+    error: dict[str, Any] = json.loads(line)["error"]
+    assert error["exit_code"] == result.exit_code
+    return error
+
+
+def assert_one_sentence(result: Result, code: int, words: str) -> None:
+    """One line on standard error that says ``words``, nothing on standard output, the right status."""
+    assert result.stderr.startswith("error: "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (result.stdout, result.exit_code) == ("", code)
+
+
+def python(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter, for what only a whole process shows."""
+    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=120, **more)
