@@ -24,7 +24,9 @@ def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]
     )
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=out.errors, transient=True) as bar:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=out.errors, transient=True, disable=not out.errors.is_terminal
+    ) as bar:
         task: list[Any] = []
 
         def tell(done: int, total: int) -> None:
@@ -49,6 +51,6 @@ def stream_bar(out: Output, total: int, done: int) -> Iterator[Advance]:
 
     words = TextColumn("{task.description}", markup=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), words)
-    with Progress(*columns, console=out.errors, transient=True) as bar:
+    with Progress(*columns, console=out.errors, transient=True, disable=not out.errors.is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda finished, text: bar.update(task, advance=finished, description=text)
