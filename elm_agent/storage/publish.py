@@ -1,0 +1,147 @@
+"""The rows of one new memory, built from a lease and what the trainer returned, and checked before they are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from elm_agent.errors import InputError, ModelMismatch
+from elm_agent.protocols import Trained
+from elm_agent.records import (
+    FORMAT_VERSION,
+    Episode,
+    KeyKind,
+    MemoryKeys,
+    MemoryState,
+    ModelFingerprint,
+    Recipe,
+    Vector,
+    new_id,
+    question_digest,
+)
+from elm_agent.storage.index_exact import check_vector
+from elm_agent.storage.jobs import Lease
+from elm_agent.storage.rows import fingerprint_of, pack
+from elm_agent.storage.schema import KeyRow, MemoryRow, NamespaceRow
+
+
+def namespace_values(namespace: str, model: ModelFingerprint, actor: str, now: datetime) -> dict[str, Any]:
+    """The columns of a new ``NamespaceRow``."""
+    return {
+        "name": namespace,
+        "model_name": model.name,
+        "model_weights": model.weights,
+        "model_tokenizer": model.tokenizer,
+        "model_template": model.template,
+        "model_width": model.width,
+        "model_id": model.id,
+        "revision": 0,
+        "created_by": actor,
+        "created_at": now,
+    }
+
+
+def check_model(row: NamespaceRow, model: ModelFingerprint) -> None:
+    """Raise ``ModelMismatch`` unless the namespace is made for ``model``; the model's name does not count."""
+    made_for = fingerprint_of(row)
+    if made_for.id == model.id:
+        return
+    parts = ("weights", "tokenizer", "template", "width")
+    differ = [part for part in parts if getattr(made_for, part) != getattr(model, part)]
+    raise ModelMismatch(
+        f"namespace {row.name!r} was made for model {made_for.name!r}, got {model.name!r} (they differ in "
+        f"{', '.join(differ)}): memories fit one model only; use that model, or another namespace for this one"
+    )
+
+
+def check_trained(trained: Trained, state: MemoryState, model: ModelFingerprint) -> None:
+    """Raise ``InputError`` for what could never be stored or found again. Before anything is written."""
+    if state not in (MemoryState.CANDIDATE, MemoryState.ACTIVE):
+        raise InputError(f"a new memory is candidate or active; got {state}")
+    if not trained.curve:
+        raise InputError("a memory without a curve says nothing of how it was made: expected at least one step")
+    if trained.prompt.width != model.width:
+        raise InputError(f"the prompt has width {trained.prompt.width}, model {model.name!r} has {model.width}")
+    for _, vector in by_kind(trained.keys):
+        check_vector(vector)
+
+
+def by_kind(keys: MemoryKeys) -> list[tuple[KeyKind, Vector]]:
+    """The keys that a memory has."""
+    pairs = [(KeyKind.INPUT, keys.input), (KeyKind.KV, keys.kv)]
+    return [(kind, vector) for kind, vector in pairs if vector is not None]
+
+
+def new_episode(lease: Lease, trained: Trained, *, task: str, now: datetime) -> Episode:
+    return Episode(
+        id=new_id("ep"),
+        namespace=lease.job.namespace,
+        question=lease.job.question,
+        task=task,
+        majority_answer=trained.final.majority_answer,
+        curve=trained.curve,
+        rollouts=trained.rollouts,
+        seed=trained.seed,
+        seconds=trained.seconds,
+        created_at=now,
+    )
+
+
+def new_memory(
+    lease: Lease,
+    trained: Trained,
+    episode: Episode,
+    *,
+    tensor_digest: str,
+    model: ModelFingerprint,
+    recipe: Recipe,
+    state: MemoryState,
+    reason: str | None,
+) -> MemoryRow:
+    """The row without its revision, which ``ledger.append`` gives it."""
+    return MemoryRow(
+        namespace=episode.namespace,
+        id=new_id("mem"),
+        state=state.value,
+        pinned=False,
+        reason=reason,
+        question=episode.question,
+        question_digest=question_digest(episode.question),
+        task=episode.task,
+        episode_id=episode.id,
+        job_id=lease.job.id,
+        tensor_digest=tensor_digest,
+        virtual_tokens=trained.prompt.virtual_tokens,
+        width=trained.prompt.width,
+        model=asdict(model),
+        recipe=asdict(recipe),
+        library_version=version("elm-agent"),
+        format_version=FORMAT_VERSION,
+        final_vote_share=trained.final.vote_share,
+        revision=0,
+        created_at=episode.created_at,
+        updated_at=episode.created_at,
+    )
+
+
+def new_keys(session: Session, memory: MemoryRow, keys: MemoryKeys) -> list[KeyRow]:
+    """The key rows. Raises ``InputError`` if the namespace's keys of that kind have another width."""
+    rows = []
+    for kind, vector in by_kind(keys):
+        same = select(KeyRow.width).where(KeyRow.namespace == memory.namespace, KeyRow.kind == kind.value)
+        width = session.scalar(same.limit(1))
+        if width not in (None, len(vector)):
+            raise InputError(
+                f"the {kind} keys of namespace {memory.namespace!r} have width {width}, got {len(vector)}: keep "
+                "`learning.kv_heads` as it was, or use another namespace"
+            )
+        row = KeyRow(
+            namespace=memory.namespace, kind=kind.value, memory_id=memory.id, width=len(vector), vector=pack(vector)
+        )
+        rows.append(row)
+    return rows

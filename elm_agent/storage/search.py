@@ -1,0 +1,131 @@
+"""Nearest active memories. Indexes propose, the SQL database disposes: what was evicted is never returned."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Literal
+
+import numpy as np
+from sqlalchemy import func, select
+
+from elm_agent.errors import IndexUnavailable
+from elm_agent.protocols import KeyIndex
+from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest
+from elm_agent.storage.database import Database
+from elm_agent.storage.feed import DurableFeed, ExactFeed, FedIndex, changes_between, revision_of
+from elm_agent.storage.schema import MemoryRow
+
+IndexChoice = Literal["auto", "exact", "chroma"]
+
+_SLACK = 8  # candidates beyond k, so that a few that are no longer usable cost no second search
+_INLINE = 64  # revisions that a search itself looks through when the durable index is behind
+_log = logging.getLogger(__name__)
+
+
+class Search:
+    """Chooses the index (see ``Bank``), merges what it has not seen yet, and re-checks every hit."""
+
+    def __init__(
+        self, database: Database, *, exact: KeyIndex, durable: FedIndex | None, choice: IndexChoice, exact_limit: int
+    ) -> None:
+        self._database = database
+        self._exact = exact
+        self._exact_feed = ExactFeed(database, exact)
+        self._durable = durable
+        self._durable_feed = DurableFeed(database, durable) if durable is not None else None
+        self._choice = choice
+        self._exact_limit = exact_limit
+        self._counted: dict[str, tuple[int, int]] = {}  # namespace: (revision, active memories then)
+        self._warned: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def nearest(
+        self, namespace: str, kind: KeyKind, query: Vector, k: int, *, min_similarity: float, exclude: str | None
+    ) -> list[Hit]:
+        """See ``Bank.nearest``; ``exclude`` is a question."""
+        wanted = k + _SLACK
+        while k > 0:
+            found = self._candidates(namespace, kind, query, wanted)
+            near = [hit for hit in found if hit.similarity >= min_similarity]
+            usable = self._usable(namespace, near, exclude)
+            kept = [hit for hit in near if hit.memory_id in usable][:k]
+            if len(kept) == k or len(near) < len(found) or len(found) < wanted:
+                return kept
+            wanted *= 4
+        return []
+
+    def feed(self, namespace: str) -> int:
+        """Bring the durable index up to date where it is in use. Raises ``IndexUnavailable``."""
+        if self._durable_feed is None or not self.wants_durable(namespace):
+            return 0
+        return self._durable_feed.feed(namespace)
+
+    def wants_durable(self, namespace: str) -> bool:
+        """Whether this namespace is to be served by the durable index."""
+        if self._choice != "auto":
+            return self._choice == "chroma"
+        return self._active(namespace) > self._exact_limit
+
+    def warn(self, namespace: str, reason: str) -> None:
+        """Say once, not at every question, that and why something slower or later happens."""
+        with self._lock:
+            if self._warned.get(namespace) == reason:
+                return
+            self._warned[namespace] = reason
+        _log.warning("namespace %s: %s", namespace, reason)
+
+    def _candidates(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
+        if self.wants_durable(namespace):
+            try:
+                return self._from_durable(namespace, kind, query, k)
+            except IndexUnavailable as error:
+                if self._choice == "chroma":
+                    raise
+                self.warn(namespace, f"{error}. Answering by exact scan")
+        self._exact_feed.sync(namespace, kind)
+        return self._exact.search(namespace, kind, query, k)
+
+    def _from_durable(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
+        """The durable index's hits, with what is newer than its watermark scanned exactly."""
+        if self._durable is None or self._durable_feed is None:
+            raise IndexUnavailable("this process has no Chroma index: set index='exact', or open it in its owner")
+        mark, newest = self._durable_feed.position(namespace)
+        if newest - mark > _INLINE:
+            self._durable_feed.feed(namespace, batches=1)
+            mark, newest = self._durable_feed.position(namespace)
+        if newest - mark > _INLINE:
+            self.warn(namespace, "the Chroma index is being fed. Answering by exact scan until it is complete")
+            self._exact_feed.sync(namespace, kind)
+            return self._exact.search(namespace, kind, query, k)
+        found = {hit.memory_id: hit for hit in self._durable.search(namespace, kind, query, k)}
+        if newest > mark:
+            with self._database.read() as session:
+                newer = changes_between(session, namespace, kind, mark, newest)
+            for entry in newer.upsert:
+                found[entry.memory_id] = Hit(entry.memory_id, float(np.clip(entry.vector @ query, -1.0, 1.0)))
+        return sorted(found.values(), key=lambda hit: (-hit.similarity, hit.memory_id))[:k]
+
+    def _usable(self, namespace: str, hits: list[Hit], exclude: str | None) -> set[str]:
+        if not hits:
+            return set()
+        query = select(MemoryRow.id).where(
+            MemoryRow.namespace == namespace,
+            MemoryRow.id.in_([hit.memory_id for hit in hits]),
+            MemoryRow.state == MemoryState.ACTIVE,
+        )
+        if exclude is not None:
+            query = query.where(MemoryRow.question_digest != question_digest(exclude))
+        with self._database.read() as session:
+            return set(session.scalars(query))
+
+    def _active(self, namespace: str) -> int:
+        with self._database.read() as session:
+            revision = revision_of(session, namespace)
+            counted = self._counted.get(namespace)
+            if counted is None or counted[0] != revision:
+                query = select(func.count()).where(
+                    MemoryRow.namespace == namespace, MemoryRow.state == MemoryState.ACTIVE
+                )
+                counted = self._counted[namespace] = revision, session.scalar(query) or 0
+        return counted[1]

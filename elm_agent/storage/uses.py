@@ -1,0 +1,59 @@
+"""The log of retrievals: which memory was used for which answer, and what it did. Counts come from here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sqlalchemy import ColumnElement, ScalarSelect, func, select, update
+
+from elm_agent.errors import NotFound
+from elm_agent.records import UseOutcome, UseRecord
+from elm_agent.storage.database import Database
+from elm_agent.storage.faults import Refused
+from elm_agent.storage.rows import use_record
+from elm_agent.storage.schema import MemoryRow, UseRow
+
+
+class UseLog:
+    """Every method is one short transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def record(self, use: UseRecord) -> None:
+        """Add one use; the same id twice is one use. Raises ``NotFound`` for a memory that is not there."""
+        try:
+            with self._database.write() as session:
+                self._database.add_once(session, UseRow, asdict(use), ["namespace", "id"])
+        except Refused:
+            raise NotFound(
+                f"no memory {use.memory_id[:80]!r} in namespace {use.namespace!r} to note a use of"
+            ) from None
+
+    def settle(self, namespace: str, use_id: str, outcome: UseOutcome) -> None:
+        """Write down the outcome once it is known; the last word counts. Raises ``NotFound``."""
+        statement = update(UseRow).where(UseRow.namespace == namespace, UseRow.id == use_id)
+        with self._database.write() as session:
+            found = session.execute(statement.values(outcome=outcome.value).returning(UseRow.id)).first()
+        if found is None:
+            raise NotFound(f"no use {use_id[:80]!r} in namespace {namespace!r}")
+
+    def list(self, namespace: str, memory_id: str | None, limit: int | None) -> list[UseRecord]:
+        """Newest first."""
+        query = select(UseRow).where(UseRow.namespace == namespace)
+        if memory_id is not None:
+            query = query.where(UseRow.memory_id == memory_id)
+        query = query.order_by(UseRow.created_at.desc(), UseRow.id.desc()).limit(limit)
+        with self._database.read() as session:
+            return [use_record(row) for row in session.scalars(query)]
+
+
+def count_uses(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
+    """How many uses of the memory of the outer query fulfil ``conditions``: exact, by one index look-up."""
+    mine = (UseRow.namespace == MemoryRow.namespace) & (UseRow.memory_id == MemoryRow.id)
+    return select(func.count()).where(mine, *conditions).correlate(MemoryRow).scalar_subquery()
+
+
+USES = count_uses()
+FIXED = count_uses(UseRow.outcome == UseOutcome.FIXED.value)
+BROKEN = count_uses(UseRow.outcome == UseOutcome.BROKEN.value)

@@ -1,0 +1,33 @@
+"""Fixtures for all tests: every test that takes ``database_url`` runs on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from postgres import NoServer, fresh_database, temporary_cluster
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a server: the one that ELM_TEST_POSTGRES names, or a private one for this session."""
+    if given := os.environ.get("ELM_TEST_POSTGRES"):
+        yield given
+        return
+    try:
+        with temporary_cluster() as url:
+            yield url
+    except NoServer as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database, without a schema."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'bank.sqlite'}"
+        return
+    with fresh_database(request.getfixturevalue("postgres_server")) as url:
+        yield url
