@@ -140,8 +140,8 @@ class Recipe:
     rollouts: int = 8  # G
     steps: int = 10  # S
     max_new_tokens: int = 32  # T_max
-    temperature: float = 1.0
-    learning_rate: float = 1e-3
+    temperature: float = 0.5
+    learning_rate: float = 5e-3
     beta: float = 0.0  # weight of KL_k3(policy || reference)
     clip_eps: float = 0.2
     max_grad_norm: float = 1.0
