@@ -71,16 +71,14 @@ def why(
     out = options.output()
     with opened_bank(options) as opened:
         bank, namespace = opened.bank, opened.namespace
-        lineage = {
-            "memory": bank.memory(namespace, memory_id),
-            "episode": bank.episode(namespace, memory_id),
-            "uses": bank.uses(namespace, memory_id, limit=None if out.json else uses),
-            "events": bank.events(namespace, memory_id),
-        }
+        memory = bank.memory(namespace, memory_id)
+        episode = bank.episode(namespace, memory_id)
+        used = bank.uses(namespace, memory_id, limit=None if out.json else uses)
+        events = bank.events(namespace, memory_id)
     if out.json:
-        out.document(lineage)
+        out.document({"memory": memory, "episode": episode, "uses": used, "events": events})
     else:
-        show_lineage(out, **lineage, rollouts=rollouts)
+        show_lineage(out, memory=memory, episode=episode, uses=used, events=events, rollouts=rollouts)
 
 
 @app.command()

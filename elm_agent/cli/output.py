@@ -102,8 +102,8 @@ class Output:
 
     @cached_property
     def console(self) -> Console:
-        """Standard output, for people."""
-        return _console(stderr=False)
+        """Standard output, for people. On one screen there is one console, or a bar and lines would mix."""
+        return self.errors if sys.stdout.isatty() and sys.stderr.isatty() else _console(stderr=False)
 
     @cached_property
     def errors(self) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,7 @@ def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]
     )
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=out.errors, transient=True, disable=not out.errors.is_terminal
-    ) as bar:
+    with Progress(*columns, TimeRemainingColumn(), **_where(out)) as bar:
         task: list[Any] = []
 
         def tell(done: int, total: int) -> None:
@@ -51,6 +50,18 @@ def stream_bar(out: Output, total: int, done: int) -> Iterator[Advance]:
 
     words = TextColumn("{task.description}", markup=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), words)
-    with Progress(*columns, console=out.errors, transient=True, disable=not out.errors.is_terminal) as bar:
+    with Progress(*columns, **_where(out)) as bar:
         task = bar.add_task("", total=total, completed=done)
         yield lambda finished, text: bar.update(task, advance=finished, description=text)
+
+
+def _where(out: Output) -> dict[str, Any]:
+    """On the terminal of standard error, if there is one and no JSON is written to it; other output is left alone."""
+    mixed = out.json and sys.stdout.isatty()
+    return {
+        "console": out.errors,
+        "transient": True,
+        "redirect_stdout": False,
+        "redirect_stderr": False,
+        "disable": mixed or not out.errors.is_terminal,
+    }
