@@ -130,6 +130,10 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError(_explain(error)) from None
 
+    def changed(self, **overrides: Any) -> Settings:
+        """These settings with ``overrides`` on top; a section may be a dict of only what changes in it."""
+        return Settings(**_merge(self.model_dump(), overrides))
+
     @property
     def resolved_database_url(self) -> str:
         """The database URL, SQLite under ``home`` by default."""

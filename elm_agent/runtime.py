@@ -1,0 +1,302 @@
+"""Settings become objects here, and only here: the one place that reads ``Settings`` and names concrete back ends.
+
+Knows nothing of graphs or commands. Heavy parts are imported when they are opened.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from elm_agent.errors import InputError, SettingsError
+from elm_agent.protocols import JobRunner, LanguageModel, Observer, Task, Trainer, Verifier
+from elm_agent.records import Candidate, KeyKind, Recipe
+from elm_agent.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from elm_agent.memory.worker import Worker
+    from elm_agent.storage.bank import Bank
+
+Progress = Callable[[int, int], None]
+"""``progress(bytes_done, bytes_in_all)`` while a model is downloaded."""
+
+Score = Callable[[str, Candidate], float]
+"""``score(question, candidate)``: the simplest verifier of one's own; higher is better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Everything that answering and learning need, wired and open. A context manager; safe from any thread."""
+
+    settings: Settings
+    model: LanguageModel
+    bank: Bank
+    task: Task
+    verifier: Verifier
+    trainer: Trainer
+    runner: JobRunner
+    recipe: Recipe
+    _trainer_for: Callable[[str], Trainer] = field(repr=False)
+    _closing: ExitStack = field(repr=False)
+    _bound: set[str] = field(default_factory=set, repr=False)
+    _binding: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def bind(self, namespace: str) -> None:
+        """Make ``namespace`` ready for this model; asks the bank once per process.
+
+        Raises:
+            ModelMismatch: the namespace was made for another model.
+        """
+        with self._binding:
+            if namespace not in self._bound:
+                self.bank.bind(namespace, self.model.fingerprint)
+                self._bound.add(namespace)
+
+    def worker(self, *, concurrency: int = 1, observe: Observer | None = None) -> Worker:
+        """A worker on this runtime's model and bank, for a process of its own (``elm-agent worker``)."""
+        return _worker(self.settings, self.bank, self.model, self._trainer_for, concurrency, observe)
+
+    def close(self) -> None:
+        """Stop learning after its current step, then close bank and model. Idempotent."""
+        self._closing.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_bank(settings: Settings | None = None, *, owns_index: bool = True) -> Bank:
+    """The bank of ``settings`` without a model, for audits. Makes an empty one where there is none.
+
+    ``owns_index=False``: never open Chroma, which bears one process only; for workers beside an agent.
+
+    Raises:
+        StorageError: the database or its folder cannot be used.
+    """
+    from elm_agent.storage.bank import Bank
+    from elm_agent.storage.database import Database
+    from elm_agent.storage.index_chroma import ChromaIndex
+    from elm_agent.storage.tensors import LocalTensors
+
+    settings = settings or Settings()
+    return Bank(
+        Database.open(settings.resolved_database_url),
+        LocalTensors(settings.resolved_tensor_dir),
+        exact_limit=settings.exact_limit,
+        index=settings.index,
+        chroma=ChromaIndex(settings.home / "chroma") if owns_index and settings.index != "exact" else None,
+    )
+
+
+def open_runtime(
+    settings: Settings | None = None,
+    *,
+    model: LanguageModel | str | None = None,
+    task: Task | str | None = None,
+    verifier: Verifier | Score | None = None,
+    trainer: Trainer | None = None,
+    observe: Observer | None = None,
+    progress: Progress | None = None,
+    owns_index: bool = True,
+    **overrides: Any,
+) -> Runtime:
+    """Open everything that ``settings`` describe, with keyword overrides on top (``learning={"steps": 2}``).
+
+    Args:
+        model, task: a name, as in the settings, or an object of your own.
+        verifier: an object, or a function ``(question, candidate) -> float``; the built-in ones are settings.
+        trainer: needed with a model object that is not a ``LocalModel``.
+        observe: told every step of learning in this process (see ``Worker``).
+        progress: told how far the download of a model has come.
+        owns_index: see ``open_bank``.
+
+    Raises:
+        SettingsError: settings that are wrong or cannot go together.
+        ModelUnavailable, ModelError: the model cannot be had or lacks what the settings ask for.
+        ModelMismatch: the namespace was made for another model.
+        StorageError: the bank cannot be opened.
+    """
+    names = {"model": model, "task": task}
+    overrides |= {name: value for name, value in names.items() if isinstance(value, str)}
+    settings = load_settings(**overrides) if settings is None else settings.changed(**overrides)
+    check_settings(settings)
+    with ExitStack() as opened:  # what is open when something fails is closed again
+        bank = open_bank(settings, owns_index=owns_index)
+        opened.callback(bank.close)
+        if model is None or isinstance(model, str):
+            model = _load_model(settings, opened, progress)
+        _check_model(settings, model)
+        task = _task(settings) if task is None or isinstance(task, str) else task
+        trainer_for = _trainers(model, task, trainer)
+        judge = _verifier(settings, model, task, verifier)
+        bank.bind(settings.namespace, model.fingerprint)
+        runner = _runner(settings, _worker(settings, bank, model, trainer_for, 1, observe))
+        opened.callback(runner.stop)
+        runner.start()
+        return Runtime(
+            settings=settings,
+            model=model,
+            bank=bank,
+            task=task,
+            verifier=judge,
+            trainer=trainer_for(task.name),
+            runner=runner,
+            recipe=settings.learning.recipe(),
+            _trainer_for=trainer_for,
+            _closing=opened.pop_all(),
+            _bound={settings.namespace},
+        )
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise ``SettingsError`` for settings that are fine alone and make no sense together."""
+    judge, worker = settings.verification, settings.worker
+    if judge.verifier == "prm" and judge.prm_path is None:
+        raise SettingsError("verification.verifier is 'prm': it needs verification.prm_path, a folder with the model")
+    if judge.verifier != "prm" and judge.prm_path is not None:
+        raise SettingsError(
+            f"verification.prm_path is set, but verification.verifier is {judge.verifier!r}: set it to 'prm', "
+            "or leave the path out"
+        )
+    if worker.heartbeat_seconds >= worker.lease_seconds:
+        raise SettingsError(
+            f"worker.heartbeat_seconds ({worker.heartbeat_seconds:g}) must be shorter than worker.lease_seconds "
+            f"({worker.lease_seconds:g}), or every lease runs out"
+        )
+
+
+# --- one small factory for each part --------------------------------------------------------------------
+
+
+def _load_model(settings: Settings, opened: ExitStack, progress: Progress | None) -> LanguageModel:
+    from elm_agent import models
+
+    model = models.load(
+        settings.model,
+        gguf_file=settings.gguf_file,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        cache_dir=settings.cache_dir,
+        offline=settings.offline,
+        max_batch_rows=settings.max_batch_rows,
+        join_window_ms=settings.join_window_ms,
+        kv_heads=settings.learning.kv_heads,
+        progress=progress,
+    )
+    opened.callback(model.close)
+    return model
+
+
+def _check_model(settings: Settings, model: LanguageModel) -> None:
+    rows = settings.learning.virtual_tokens
+    if rows + 2 > model.context_length:
+        raise SettingsError(
+            f"learning.virtual_tokens ({rows}) leaves no room in the context of model {model.fingerprint.name!r} "
+            f"({model.context_length} positions): lower it"
+        )
+    if settings.retrieval.key is KeyKind.KV:
+        model.query("kv", KeyKind.KV)  # a model without such keys says so here, not at the first question
+
+
+def _task(settings: Settings) -> Task:
+    from elm_agent.tasks import get_task
+
+    return get_task(settings.task)
+
+
+def _verifier(settings: Settings, model: LanguageModel, task: Task, given: Verifier | Score | None) -> Verifier:
+    from elm_agent import verification
+
+    if given is not None:
+        if hasattr(given, "score"):
+            return cast(Verifier, given)
+        if callable(given):
+            return verification.CallableVerifier(given)
+        raise SettingsError(
+            f"verifier= takes an object or a function; got {type(given).__name__}. The built-in ones are the setting "
+            "verification.verifier"
+        )
+    chosen = settings.verification
+    match chosen.verifier:
+        case "mean_logprob":
+            return verification.MeanLogprob()
+        case "self_certainty":
+            return verification.SelfCertainty()
+        case "majority":
+            return verification.MajorityOfSamples(
+                model=model, task=task, samples=chosen.samples, max_new_tokens=settings.max_new_tokens
+            )
+        case "prm":
+            from elm_agent.models.prm import load_process_reward_model
+
+            assert chosen.prm_path is not None  # check_settings
+            judge = load_process_reward_model(chosen.prm_path, device=settings.device)
+            return verification.ProcessReward(judge, aggregate=chosen.prm_aggregate)
+
+
+def _trainers(model: LanguageModel, task: Task, given: Trainer | None) -> Callable[[str], Trainer]:
+    """The trainer of a job's task: the queue may hold jobs of other tasks than this runtime's own."""
+    if given is not None:
+
+        def only(name: str) -> Trainer:
+            if name != task.name:
+                raise InputError(f"the job is of task {name!r}, this worker learns {task.name!r}: start one for it")
+            return given
+
+        return only
+
+    from elm_agent.models.engine import LocalModel
+    from elm_agent.tasks import get_task
+    from elm_agent.training import GrpoTrainer
+
+    if not isinstance(model, LocalModel):
+        raise SettingsError(f"model= is a {type(model).__name__}, which only trainer= can train: give one too")
+
+    def native(name: str) -> Trainer:
+        return GrpoTrainer(model, task if name == task.name else get_task(name))
+
+    return native
+
+
+def _worker(
+    settings: Settings,
+    bank: Bank,
+    model: LanguageModel,
+    trainer_for: Callable[[str], Trainer],
+    concurrency: int,
+    observe: Observer | None,
+) -> Worker:
+    from elm_agent.memory.worker import Worker
+
+    return Worker(
+        bank=bank,
+        trainer_for=trainer_for,
+        model=model.fingerprint,
+        lease_seconds=settings.worker.lease_seconds,
+        heartbeat_seconds=settings.worker.heartbeat_seconds,
+        poll_seconds=settings.worker.poll_seconds,
+        backoff_seconds=settings.worker.backoff_seconds,
+        concurrency=concurrency,
+        observe=observe,
+    )
+
+
+def _runner(settings: Settings, worker: Worker) -> JobRunner:
+    from elm_agent.memory.runners import ExternalRunner, InlineRunner, ThreadRunner
+
+    match settings.worker.mode:
+        case "inline":
+            return InlineRunner(worker)
+        case "thread":
+            return ThreadRunner(worker)
+        case "external":
+            return ExternalRunner(worker.bank, worker.model.id)
