@@ -1,17 +1,54 @@
-"""``elm-agent doctor``: does what lies on disk agree with what the database says? Needs no model."""
+"""``elm-agent doctor``: does everything that the bank keeps agree with everything else? Needs no model."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from elm_agent.cli.opening import whole_bank
 from elm_agent.cli.options import Shared
+from elm_agent.cli.output import Output
+from elm_agent.errors import StorageError
+
+if TYPE_CHECKING:
+    from elm_agent.storage.doctor import Report
 
 
 def doctor(
     options: Shared,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
-) -> None:
-    """Check the whole bank: tensors, index, jobs, rows."""
-    raise NotImplementedError
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended, and say what was done.")] = False,
+) -> int:
+    """Look for what is wrong in all namespaces: tensors, index, jobs, rows. The exit code is 4 if anything is left.
+
+    Without --repair nothing is changed. Safe while agents and workers use the bank.
+    """
+    with whole_bank(options.load(), owns_index=True) as bank:
+        from elm_agent.storage.doctor import examine
+
+        report = examine(bank, repair=repair)
+    out = options.output()
+    if out.json:
+        out.document({**_counts(report), "findings": report.findings, "skipped": report.skipped})
+    else:
+        _show(out, report)
+    return StorageError.exit_code if report.left else 0
+
+
+def _counts(report: Report) -> dict[str, object]:
+    mended = len(report.findings) - len(report.left)
+    return {"clean": report.clean, "mended": mended, "left": len(report.left), "checked": report.checked}
+
+
+def _show(out: Output, report: Report) -> None:
+    out.say("checked " + ", ".join(f"{count} {what}" for what, count in report.checked.items()))
+    for reason in report.skipped:
+        out.say(f"not checked: {reason}")
+    if report.clean:
+        out.say("everything agrees")
+        return
+    columns = ("what", "which", "namespace", "problem", "done")
+    out.table(columns, ((f.kind, f.subject, f.namespace, f.problem, f.action) for f in report.findings))
+    out.say(f"{len(report.findings)} found, {len(report.findings) - len(report.left)} mended")
+    if report.left:
+        out.say("`elm-agent doctor --repair` mends what can be mended")

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from elm_agent.cli.logs import one_line_logs
 from elm_agent.cli.options import Shared
+from elm_agent.cli.progress import download_bar
 from elm_agent.errors import NotFound
 
 if TYPE_CHECKING:
@@ -33,31 +35,42 @@ def opened_bank(shared: Shared) -> Iterator[OpenBank]:
         NotFound: there is no bank, or the namespace is not in it. Looking at a bank never makes one.
     """
     settings = shared.load()
-    _check_there(settings)
-    from elm_agent.runtime import open_bank
-
-    bank = open_bank(settings)
-    try:
+    with whole_bank(settings, owns_index=False) as bank:
         known = [info.name for info in bank.namespaces()]
         if settings.namespace not in known:
             there = ", ".join(known[:10]) or "none yet"
             raise NotFound(f"namespace {settings.namespace!r} is not in this bank; it has: {there}")
         yield OpenBank(bank, settings.namespace)
+
+
+@contextmanager
+def whole_bank(settings: Settings, *, owns_index: bool) -> Iterator[Bank]:
+    """All namespaces of the bank, without a model. ``owns_index``: see ``open_bank``.
+
+    Raises:
+        NotFound: there is no bank.
+    """
+    one_line_logs()
+    file = Path(settings.resolved_database_url.removeprefix("sqlite:///"))
+    if settings.database_url is None and not file.exists():
+        raise NotFound(f"there is no bank in {settings.home}: `elm-agent ask` makes one, --home names another")
+    from elm_agent.runtime import open_bank
+
+    bank = open_bank(settings, owns_index=owns_index)
+    try:
+        yield bank
     finally:
         bank.close()
 
 
-def _check_there(settings: Settings) -> None:
-    file = Path(settings.resolved_database_url.removeprefix("sqlite:///"))
-    if settings.database_url is None and not file.exists():
-        raise NotFound(f"there is no bank in {settings.home}: `elm-agent ask` makes one, --home names another")
-
-
 @contextmanager
-def opened_runtime(shared: Shared, **overrides: Any) -> Iterator[Runtime]:
-    """The runtime with its model. ``overrides`` are settings that the command itself decides."""
+def opened_runtime(shared: Shared, *, owns_index: bool = True, **overrides: Any) -> Iterator[Runtime]:
+    """The runtime with its model, fetched first if need be. ``overrides`` are settings the command itself decides."""
     settings = shared.load(**overrides)
+    one_line_logs()
     from elm_agent.runtime import open_runtime
 
-    with open_runtime(settings) as runtime:
+    with download_bar(shared.output(), settings.model) as progress:
+        runtime = open_runtime(settings, progress=progress, owns_index=owns_index)
+    with runtime:
         yield runtime

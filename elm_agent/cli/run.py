@@ -58,7 +58,7 @@ def run(
         _resumed(show, results, done=len(lines) - len(left))
         record_faults(lines, results, observe=_Teller(show))
         if any(line.question is not None for line in left):
-            _answer(options, show, lines, results, {} if learn is None else {"learn": learn})
+            _answer(options, show, lines, results, _learning(learn))
         summary = summarise(lines, results)
     _sum_up(show, summary, where)
     return InputError.exit_code if summary.failed else 0
@@ -72,11 +72,19 @@ def _answer(
 
     strict = {"exclude_same_question": True}  # a question asked twice, or again after a kill, must not meet itself
     with opened_runtime(options, retrieval=strict, **overrides) as runtime:
-        runtime.runner.wait_idle()  # what a stopped run had queued is learned before the next question
+        if runtime.settings.learn and runtime.settings.worker.mode != "external":
+            runtime.runner.wait_idle()  # what a stopped run had queued is learned before the next question
         left = len(pending(lines, results))
         with stream_bar(show, total=len(lines), done=len(lines) - left) as bar:
             tell = _Teller(show, bar)
             run_stream(lines, results, parts_of(runtime, observe=tell), observe=tell)
+
+
+def _learning(learn: bool | None) -> dict[str, Any]:
+    """Settings of --learn and --no-learn; without learning the queue is left alone, or the bank would change."""
+    if learn is None:
+        return {}
+    return {"learn": True} if learn else {"learn": False, "worker": {"mode": "external"}}
 
 
 class _Teller:

@@ -106,7 +106,7 @@ def test_why_tells_the_whole_story(elm: Elm, world: World) -> None:
         "0.875",
         "created",
         "model fake: weights sha256:",
-        "learning_rate=0.001",
+        f"learning_rate={Recipe().learning_rate}",
         world.memory.tensor_digest,
     ):
         assert words in shown
