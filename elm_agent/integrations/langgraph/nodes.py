@@ -1,0 +1,292 @@
+"""The five nodes as small functions bound to a runtime, each in a sync and an async form.
+
+A failure of memory never costs an answer: whatever goes wrong on that side is written into the state, and the
+zero-shot answer stands. Only the zero-shot row itself, or a question that cannot be asked, raises.
+The async forms block no event loop: stores and tokenizers run in threads, generations are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableLambda
+from langgraph.config import get_stream_writer
+from langgraph.runtime import get_runtime
+
+from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
+from elm_agent.memory.answering import ask, candidate, check_question, decide, decide_alone, describe
+from elm_agent.memory.recall import recall
+from elm_agent.records import Candidate, Generation, JobState, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+Update = dict[str, Any]
+Node = RunnableLambda[State, Update]
+
+
+def make_nodes(runtime: Runtime) -> dict[str, Node]:
+    """All nodes by name, bound to ``runtime``."""
+    return {
+        "retrieve_memory": _simple(lambda state: retrieve_memory(runtime, state), "retrieve_memory"),
+        "generate_with_memory": _generation_with_memory(runtime),
+        "generate_zero_shot": _generation_zero_shot(runtime),
+        "verify_and_route": _simple(lambda state: verify_and_route(runtime, state), "verify_and_route"),
+        "consolidate": _simple(lambda state: consolidate(runtime, state), "consolidate"),
+    }
+
+
+# --- what each node does ----------------------------------------------------------------------------------
+
+
+def retrieve_memory(runtime: Runtime, state: State) -> Update:
+    """Find the memory and read it into the bank's cache, so that generating with it costs no I/O.
+
+    Raises:
+        InputError: the question is not a text or is blank, or the run's context is unusable.
+    """
+    question = check_question(state.get("question"))
+    options = resolve_options(get_runtime(RunContext).context, runtime.settings)
+    update: Update = {
+        "options": options,
+        "memory_id": None,
+        "similarity": None,
+        "memory_failed": False,
+        "memory_note": None,
+        # a checkpointed thread still holds the candidates of its last question
+        "memory_candidate": None,
+        "zero_shot_candidate": None,
+    }
+    try:
+        runtime.bind(options["namespace"])
+        found = recall(
+            question,
+            bank=runtime.bank,
+            model=runtime.model,
+            namespace=options["namespace"],
+            kind=runtime.settings.retrieval.key,
+            top_k=runtime.settings.retrieval.top_k,
+            min_similarity=options["min_similarity"],
+            exclude_same_question=options["exclude_same_question"],
+        )
+    except Exception as error:  # noqa: BLE001 - recorded as the reason
+        update |= _memory_failure("no memory could be retrieved", error)
+    else:
+        update |= {
+            "memory_id": found.memory_id,
+            "similarity": found.similarity,
+            "memory_failed": found.failed,
+            "memory_note": found.reason,
+        }
+    _emit(
+        "elm.retrieved",
+        namespace=options["namespace"],
+        memory_id=update["memory_id"],
+        similarity=update["similarity"],
+        failed=update["memory_failed"],
+        reason=update["memory_note"],
+    )
+    return update
+
+
+def plan(state: State) -> list[str]:
+    """The rows to generate: both at once, or the plain one alone when there is no usable memory."""
+    usable = state["memory_id"] is not None and not state["memory_failed"]
+    return ["generate_with_memory", "generate_zero_shot"] if usable else ["generate_zero_shot"]
+
+
+def begin_zero_shot(runtime: Runtime, state: State) -> Future[Generation]:
+    """Queue the plain row. Raises ``InputError`` when the question does not fit the model."""
+    return ask(
+        state["question"], model=runtime.model, task=runtime.task, max_new_tokens=runtime.settings.max_new_tokens
+    )
+
+
+def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation]:
+    """Queue the row with the memory before it."""
+    assert state["memory_id"] is not None
+    return ask(
+        state["question"],
+        model=runtime.model,
+        task=runtime.task,
+        max_new_tokens=runtime.settings.max_new_tokens,
+        prefix=runtime.bank.prompt(state["options"]["namespace"], state["memory_id"]),
+    )
+
+
+def end_zero_shot(runtime: Runtime, generation: Generation) -> Update:
+    return {"zero_shot_candidate": _shown("zero_shot", candidate(generation, task=runtime.task))}
+
+
+def end_with_memory(runtime: Runtime, state: State, generation: Generation) -> Update:
+    made = candidate(generation, task=runtime.task, memory_id=state["memory_id"])
+    return {"memory_candidate": _shown("memory", made)}
+
+
+def fail_with_memory(error: Exception) -> Update:
+    update = _memory_failure("the answer with memory failed", error)
+    _emit("elm.candidate", source="memory", failure=update["memory_note"])
+    return update
+
+
+def verify_and_route(runtime: Runtime, state: State) -> Update:
+    """Choose the answer; see ``memory.answering.decide``."""
+    assert state["zero_shot_candidate"] is not None
+    zero_shot, note = Candidate(**state["zero_shot_candidate"]), state["memory_note"]
+    if state["memory_failed"]:
+        decision = decide_alone(zero_shot, Route.FAILED_MEMORY, note)
+    elif state["memory_candidate"] is None:
+        decision = decide_alone(zero_shot, Route.NO_MEMORY, note)
+    else:
+        memory = Candidate(**state["memory_candidate"])
+        decision = decide(state["question"], memory, zero_shot, runtime.task, runtime.verifier)
+    memory_score = None if decision.memory is None else decision.memory.score
+    reasons = [note if decision.memory is not None else None, decision.reason]
+    update: Update = {
+        "answer": decision.answer,
+        "text": decision.text,
+        "route": decision.route.value,
+        "reason": _joined(*reasons),
+        "candidates": {
+            "memory": None if decision.memory is None else asdict(decision.memory),
+            "zero_shot": asdict(decision.zero_shot),
+        },
+        # made here and kept by the checkpointer: consolidating again notes the same use
+        "use_id": None if state["memory_id"] is None else new_id("use"),
+    }
+    _emit(
+        "elm.routed",
+        route=update["route"],
+        answer=update["answer"],
+        reason=update["reason"],
+        memory_score=memory_score,
+        zero_shot_score=decision.zero_shot.score,
+    )
+    return update
+
+
+def consolidate(runtime: Runtime, state: State) -> Update:
+    """Note the use, queue one learning job, return: a few milliseconds. A replay changes nothing.
+
+    What cannot be written is said in ``reason``; the answer and its route stand.
+    """
+    update: Update = {"job_id": None, "use_id": state["use_id"]}
+    problems = []
+    if state["use_id"] is not None:
+        try:
+            runtime.bank.record_use(_use(runtime, state))
+        except Exception as error:
+            logger.warning("the use of memory %s is not noted", state["memory_id"], exc_info=error)
+            problems.append(f"its use is not noted: {describe(error)}")
+            update["use_id"] = None
+    if state["options"]["learn"]:
+        try:
+            update["job_id"] = _enqueue(runtime, state)
+        except Exception as error:
+            logger.warning("no learning job was queued", exc_info=error)
+            problems.append(f"nothing is learnt from it: {describe(error)}")
+    return update | {"reason": _joined(state["reason"], *problems)}
+
+
+# --- parts --------------------------------------------------------------------------------------------------
+
+
+def _enqueue(runtime: Runtime, state: State) -> str:
+    namespace = state["options"]["namespace"]
+    runtime.bind(namespace)
+    job, created = runtime.bank.jobs.enqueue(
+        namespace,
+        state["question"],
+        task=runtime.task.name,
+        model_id=runtime.model.fingerprint.id,
+        recipe=runtime.recipe,
+        max_attempts=runtime.settings.worker.max_attempts,
+    )
+    _emit("elm.consolidation.queued", job_id=job.id, created=created, state=job.state.value)
+    if job.state is JobState.QUEUED:
+        runtime.runner.notify()
+    return job.id
+
+
+def _use(runtime: Runtime, state: State) -> UseRecord:
+    assert state["use_id"] is not None
+    assert state["memory_id"] is not None
+    memory, zero_shot = state["candidates"]["memory"], state["candidates"]["zero_shot"]
+    return UseRecord(
+        id=state["use_id"],
+        namespace=state["options"]["namespace"],
+        memory_id=state["memory_id"],
+        question=state["question"],
+        similarity=state["similarity"] or 0.0,
+        key_kind=runtime.settings.retrieval.key,
+        route=Route(state["route"]),
+        reason=state["reason"],
+        answer=state["answer"],
+        memory_answer=None if memory is None else memory["answer"],
+        zero_shot_answer=zero_shot["answer"],
+        outcome=UseOutcome.UNKNOWN,
+        created_at=utcnow(),
+    )
+
+
+def _shown(source: str, made: Candidate) -> CandidateState:
+    plain = cast(CandidateState, asdict(made))
+    _emit("elm.candidate", source=source, **plain)
+    return plain
+
+
+def _memory_failure(what: str, error: Exception) -> Update:
+    logger.warning("%s", what, exc_info=error)
+    return {"memory_failed": True, "memory_note": f"{what}: {describe(error)}"}
+
+
+def _joined(*reasons: str | None) -> str | None:
+    return "; ".join(reason for reason in reasons if reason) or None
+
+
+def _emit(event: str, **detail: Any) -> None:
+    get_stream_writer()({"event": event, **detail})
+
+
+# --- sync and async -----------------------------------------------------------------------------------------
+
+
+def _simple(function: Callable[[State], Update], name: str) -> Node:
+    async def in_thread(state: State) -> Update:
+        return await asyncio.to_thread(function, state)
+
+    return RunnableLambda(function, afunc=in_thread, name=name)
+
+
+def _generation_zero_shot(runtime: Runtime) -> Node:
+    def generate(state: State) -> Update:
+        return end_zero_shot(runtime, begin_zero_shot(runtime, state).result())
+
+    async def agenerate(state: State) -> Update:
+        future = await asyncio.to_thread(begin_zero_shot, runtime, state)
+        return await asyncio.to_thread(end_zero_shot, runtime, await asyncio.wrap_future(future))
+
+    return RunnableLambda(generate, afunc=agenerate, name="generate_zero_shot")
+
+
+def _generation_with_memory(runtime: Runtime) -> Node:
+    def generate(state: State) -> Update:
+        try:
+            return end_with_memory(runtime, state, begin_with_memory(runtime, state).result())
+        except Exception as error:  # noqa: BLE001 - recorded as the reason
+            return fail_with_memory(error)
+
+    async def agenerate(state: State) -> Update:
+        try:
+            future = await asyncio.to_thread(begin_with_memory, runtime, state)
+            generation = await asyncio.wrap_future(future)
+            return await asyncio.to_thread(end_with_memory, runtime, state, generation)
+        except Exception as error:  # noqa: BLE001 - recorded as the reason
+            return fail_with_memory(error)
+
+    return RunnableLambda(generate, afunc=agenerate, name="generate_with_memory")

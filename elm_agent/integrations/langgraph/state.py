@@ -1,0 +1,114 @@
+"""What flows through the graph: texts, numbers, ids and plain dicts, so that any checkpointer can keep it.
+
+Tensors, models and connections are bound to the nodes when the graph is built and never enter the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from elm_agent.errors import InputError
+from elm_agent.settings import Settings, check_namespace
+
+
+class Question(TypedDict):
+    """Input."""
+
+    question: str
+
+
+class RunContext(TypedDict, total=False):
+    """Optional context of one run; what is left out comes from the runtime's settings. JSON-safe."""
+
+    namespace: str
+    learn: bool
+    min_similarity: float
+    exclude_same_question: bool
+
+
+class CandidateState(TypedDict):
+    """A ``records.Candidate`` as a plain dict."""
+
+    text: str
+    answer: str | None
+    tokens: int
+    mean_logprob: float
+    self_certainty: float
+    finished: bool
+    seconds: float
+    memory_id: str | None
+    score: float | None
+
+
+class Candidates(TypedDict):
+    """Both answers; ``memory`` is None where none was generated."""
+
+    memory: CandidateState | None
+    zero_shot: CandidateState
+
+
+class Answer(TypedDict):
+    """Output."""
+
+    answer: str | None
+    text: str
+    route: str  # a ``records.Route``
+    reason: str | None
+    candidates: Candidates
+    memory_id: str | None
+    similarity: float | None
+    use_id: str | None  # to settle with ``bank.settle_use`` once the right answer is known
+    job_id: str | None
+
+
+class Options(TypedDict):
+    """The context of a run, checked and completed; kept in the state so that a resumed run goes on as it began."""
+
+    namespace: str
+    learn: bool
+    min_similarity: float
+    exclude_same_question: bool
+
+
+class State(Question, Answer):
+    """Everything the nodes tell each other."""
+
+    options: Options
+    memory_failed: bool
+    memory_note: str | None  # why there is no memory, or what was passed over to find this one
+    memory_candidate: CandidateState | None
+    zero_shot_candidate: CandidateState | None
+
+
+def resolve_options(context: object, settings: Settings) -> Options:
+    """The options of a run.
+
+    Inside another graph the context is the parent's and may be anything: only these keys of a mapping count.
+
+    Raises:
+        InputError: one of the keys has an unusable value.
+    """
+    options: dict[str, Any] = {
+        "namespace": settings.namespace,
+        "learn": settings.learn,
+        "min_similarity": settings.retrieval.min_similarity,
+        "exclude_same_question": settings.retrieval.exclude_same_question,
+    }
+    if isinstance(context, Mapping):
+        options |= {key: context[key] for key in options if key in context}
+    similarity = options["min_similarity"]
+    number = isinstance(similarity, int | float) and not isinstance(similarity, bool)
+    if not (number and -1 <= similarity <= 1):
+        raise InputError(f"context 'min_similarity' is a cosine from -1 to 1; got {similarity!r:.80}")
+    for key in ("learn", "exclude_same_question"):
+        if not isinstance(options[key], bool):
+            raise InputError(f"context {key!r} is true or false; got {options[key]!r:.80}")
+    if not isinstance(options["namespace"], str):
+        raise InputError(f"context 'namespace' is a name; got {options['namespace']!r:.80}")
+    return Options(
+        namespace=check_namespace(options["namespace"]),
+        learn=options["learn"],
+        min_similarity=float(similarity),
+        exclude_same_question=options["exclude_same_question"],
+    )
