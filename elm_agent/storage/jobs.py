@@ -272,3 +272,19 @@ def _let_go(row: JobRow, reason: str | None, now: datetime) -> None:
     row.cancel_requested = False
     row.reason = reason
     row.updated_at = now
+
+
+def take_back(row: JobRow, now: datetime) -> JobState:
+    """Within a transaction: take a job from a worker that is gone for good, and return what it is now."""
+    ended = _end_of_abandoned(row)
+    if ended is not None:
+        _end(row, *ended, now)
+    else:
+        _requeue(row, "its worker stopped without a word", now, run_after=now)
+    return JobState(row.state)
+
+
+def give_up(row: JobRow, reason: str, now: datetime) -> None:
+    """Within a transaction: the job counts as failed, for ``reason``; it can be retried."""
+    _end(row, JobState.FAILED, reason, now)
+    row.memory_id = None

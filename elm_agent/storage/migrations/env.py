@@ -37,8 +37,10 @@ def run_by_hand() -> None:
     url = context.get_x_argument(as_dictionary=True).get("url") or os.environ.get("ELM_DATABASE_URL")
     if url is None:
         raise SystemExit("name the database: alembic -x url=sqlite:///.elm/elm.sqlite …, or set ELM_DATABASE_URL")
-    with connect_only(url).begin() as connection:
+    engine = connect_only(url)
+    with engine.begin() as connection:
         run(connection)
+    engine.dispose()
 
 
 given = context.config.attributes.get("connection")

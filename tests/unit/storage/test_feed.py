@@ -1,0 +1,139 @@
+"""Feeding a durable index: complete, in order, repeatable, and never trusted with what is not in SQL."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from bank_helpers import MODEL, learner, unit
+
+from elm_agent.errors import IndexUnavailable
+from elm_agent.protocols import IndexEntry
+from elm_agent.records import Hit, KeyKind, MemoryState, Vector
+from elm_agent.storage import feed, search
+from elm_agent.storage.bank import Bank
+from elm_agent.storage.database import Database
+from elm_agent.storage.index_chroma import ChromaIndex
+from elm_agent.storage.index_exact import ExactIndex
+from elm_agent.storage.tensors import LocalTensors
+
+X, Y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
+
+
+class Durable(ExactIndex):
+    """The durable index's contract, in memory, with a switch that turns it off."""
+
+    name = "durable"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = False
+        self.rebuilt = True
+        self.fed = 0
+
+    def acknowledge_rebuild(self) -> None:
+        self.rebuilt = False
+
+    def apply(self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]) -> None:
+        self._check()
+        super().apply(namespace, kind, upsert, delete)
+        self.fed += 1
+
+    def search(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
+        self._check()
+        return super().search(namespace, kind, query, k)
+
+    def _check(self) -> None:
+        if self.down:
+            raise IndexUnavailable("the index is down")
+
+
+@pytest.fixture
+def durable() -> Durable:
+    return Durable()
+
+
+@pytest.fixture
+def bank(database: Database, tmp_path: Path, durable: Durable) -> Bank:
+    bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=0, chroma=durable)
+    bank.bind("default", MODEL)
+    return bank
+
+
+def test_publish_and_evict_reach_the_index(database: Database, tmp_path: Path, durable: Durable) -> None:
+    bank = Bank(database, LocalTensors(tmp_path), index="chroma", chroma=durable)
+    bank.bind("default", MODEL)
+    memory = learner(bank)("a", X, kv=unit(1, 2))
+    assert durable.ids("default", KeyKind.INPUT) == durable.ids("default", KeyKind.KV) == {memory.id}
+    candidate = learner(bank)("b", Y, state=MemoryState.CANDIDATE)
+    assert candidate.id not in durable.ids("default", KeyKind.INPUT)
+    bank.transition("default", memory.id, MemoryState.RETIRED, actor="t", reason=None)
+    assert durable.ids("default", KeyKind.INPUT) == durable.ids("default", KeyKind.KV) == set()
+    assert bank.feed() == 0
+
+
+def test_what_the_index_missed_is_still_found(
+    bank: Bank, durable: Durable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn = learner(bank)
+    first = learn("a", X)
+    durable.down = True
+    with caplog.at_level(logging.WARNING):
+        second = learn("b", Y)
+    assert "the index gets it when it is fed" in caplog.text
+    durable.down = False
+    assert durable.ids("default", KeyKind.INPUT) == {first.id}
+    assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, Y, 2)] == [second.id, first.id]
+    assert durable.ids("default", KeyKind.INPUT) == {first.id}, "few changes are looked through, not fed"
+    monkeypatch.setattr(search, "_INLINE", 0)
+    assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, Y, 1)] == [second.id]
+    assert durable.ids("default", KeyKind.INPUT) == {first.id, second.id}
+
+
+def test_a_surplus_entry_is_never_returned(bank: Bank, durable: Durable) -> None:
+    memory = learner(bank)("a", X)
+    durable.apply("default", KeyKind.INPUT, [IndexEntry("mem_of_nobody", X)], ())
+    assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, X, 5)] == [memory.id]
+
+
+def test_a_dead_index_degrades_to_a_scan_or_fails_as_asked(
+    bank: Bank, durable: Durable, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = learner(bank)("a", X)
+    durable.down = True
+    with caplog.at_level(logging.WARNING):
+        assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, X, 1)] == [memory.id]
+    assert "the index is down. Answering by exact scan" in caplog.text
+    strict = Bank(database, bank.tensors, index="chroma", chroma=durable)
+    with pytest.raises(IndexUnavailable, match="down"):
+        strict.nearest("default", KeyKind.INPUT, X, 1)
+
+
+def test_a_lost_index_is_fed_from_the_beginning(
+    bank: Bank, durable: Durable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "BATCH", 2)
+    learn = learner(bank)
+    memories = {learn(f"q{n}", X).id for n in range(5)}
+    assert bank.feed() == 0
+    durable.wipe()
+    assert bank.feed() == 0, "an index that says nothing is believed"
+    durable.rebuilt = True
+    assert bank.feed() == 5
+    assert durable.ids("default", KeyKind.INPUT) == memories
+
+
+def test_chroma_serves_above_the_limit(database: Database, tmp_path: Path) -> None:
+    chroma = ChromaIndex(tmp_path / "chroma")
+    bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=1, chroma=chroma)
+    bank.bind("default", MODEL)
+    learn = learner(bank)
+    first = learn("a", X)
+    assert not bank.uses_chroma("default")
+    assert not (tmp_path / "chroma").exists()
+    second = learn("b", Y)
+    assert chroma.ids("default", KeyKind.INPUT) == {first.id, second.id}
+    assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, Y, 2)] == [second.id, first.id]
+    chroma.close()
