@@ -165,10 +165,10 @@ class Bank(BankReader):
                 kind = _becomes(memory_id, was, to)
                 if to == MemoryState.RETIRED and memory.pinned:
                     raise InputError(f"memory {memory_id} is pinned: unpin it before it is evicted")
+                now = self.database.now(session)  # first: it would flush, and one change is one UPDATE
                 memory.state = to.value
                 memory.reason = reason
                 detail = {"from": was.value, "to": to.value, "reason": reason}
-                now = self.database.now(session)
                 ledger.append(session, owner, kind, memory, actor=actor, detail=detail, now=now, reindex=True)
             record = read_record(session, namespace, memory_id)
         self._feed_or_warn(namespace)
