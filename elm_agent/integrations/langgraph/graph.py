@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from langchain_core.runnables import Runnable, RunnableLambda
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
-from elm_agent.integrations.langgraph.nodes import Update, make_nodes, plan
+from elm_agent.integrations.langgraph.forms import make_nodes
+from elm_agent.integrations.langgraph.nodes import Update, plan
 from elm_agent.integrations.langgraph.state import Answer, Question, RunContext, State
 from elm_agent.runtime import Runtime
 
@@ -18,11 +19,14 @@ NAMES = ("retrieve_memory", "generate_with_memory", "generate_zero_shot", "verif
 Compiled = CompiledStateGraph[State, RunContext, Question, Answer]
 
 
-def build_graph(runtime: Runtime, *, checkpointer: BaseCheckpointSaver[str] | None = None) -> Compiled:
+def build_graph(
+    runtime: Runtime | Callable[[], Runtime], *, checkpointer: BaseCheckpointSaver[str] | None = None
+) -> Compiled:
     """A compiled graph on ``runtime``: ``{"question": ...}`` in, an ``Answer`` out, sync and async.
 
     Without a checkpointer it inherits that of the graph it is a node of. The runtime must stay open while the
-    graph is used. Context of one run, all optional: see ``RunContext``.
+    graph is used; a function such as ``shared_runtime`` opens it at the first question instead. Context of one
+    run, all optional: see ``RunContext``.
     """
     return _wire(make_nodes(runtime)).compile(checkpointer=checkpointer, name="elm_agent")
 

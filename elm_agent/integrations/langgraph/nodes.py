@@ -1,20 +1,16 @@
-"""The five nodes as small functions bound to a runtime, each in a sync and an async form.
+"""What each node does, as functions of a runtime and the state; ``forms`` makes nodes of them.
 
 A failure of memory never costs an answer: whatever goes wrong on that side is written into the state, and the
 zero-shot answer stands. Only the zero-shot row itself, or a question that cannot be asked, raises.
-The async forms block no event loop: stores and tokenizers run in threads, generations are awaited.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any, cast
 
-from langchain_core.runnables import RunnableLambda
 from langgraph.config import get_stream_writer
 from langgraph.runtime import get_runtime
 
@@ -27,21 +23,6 @@ from elm_agent.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 Update = dict[str, Any]
-Node = RunnableLambda[State, Update]
-
-
-def make_nodes(runtime: Runtime) -> dict[str, Node]:
-    """All nodes by name, bound to ``runtime``."""
-    return {
-        "retrieve_memory": _simple(lambda state: retrieve_memory(runtime, state), "retrieve_memory"),
-        "generate_with_memory": _generation_with_memory(runtime),
-        "generate_zero_shot": _generation_zero_shot(runtime),
-        "verify_and_route": _simple(lambda state: verify_and_route(runtime, state), "verify_and_route"),
-        "consolidate": _simple(lambda state: consolidate(runtime, state), "consolidate"),
-    }
-
-
-# --- what each node does ----------------------------------------------------------------------------------
 
 
 def retrieve_memory(runtime: Runtime, state: State) -> Update:
@@ -251,42 +232,3 @@ def _joined(*reasons: str | None) -> str | None:
 
 def _emit(event: str, **detail: Any) -> None:
     get_stream_writer()({"event": event, **detail})
-
-
-# --- sync and async -----------------------------------------------------------------------------------------
-
-
-def _simple(function: Callable[[State], Update], name: str) -> Node:
-    async def in_thread(state: State) -> Update:
-        return await asyncio.to_thread(function, state)
-
-    return RunnableLambda(function, afunc=in_thread, name=name)
-
-
-def _generation_zero_shot(runtime: Runtime) -> Node:
-    def generate(state: State) -> Update:
-        return end_zero_shot(runtime, begin_zero_shot(runtime, state).result())
-
-    async def agenerate(state: State) -> Update:
-        future = await asyncio.to_thread(begin_zero_shot, runtime, state)
-        return await asyncio.to_thread(end_zero_shot, runtime, await asyncio.wrap_future(future))
-
-    return RunnableLambda(generate, afunc=agenerate, name="generate_zero_shot")
-
-
-def _generation_with_memory(runtime: Runtime) -> Node:
-    def generate(state: State) -> Update:
-        try:
-            return end_with_memory(runtime, state, begin_with_memory(runtime, state).result())
-        except Exception as error:  # noqa: BLE001 - recorded as the reason
-            return fail_with_memory(error)
-
-    async def agenerate(state: State) -> Update:
-        try:
-            future = await asyncio.to_thread(begin_with_memory, runtime, state)
-            generation = await asyncio.wrap_future(future)
-            return await asyncio.to_thread(end_with_memory, runtime, state, generation)
-        except Exception as error:  # noqa: BLE001 - recorded as the reason
-            return fail_with_memory(error)
-
-    return RunnableLambda(generate, afunc=agenerate, name="generate_with_memory")

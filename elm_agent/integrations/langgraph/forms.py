@@ -1,0 +1,82 @@
+"""The nodes of the graph: every one in a sync and an async form, bound to a runtime.
+
+The async forms block no event loop: stores and tokenizers run in threads, generations are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from langchain_core.runnables import RunnableLambda
+
+from elm_agent.integrations.langgraph import nodes
+from elm_agent.integrations.langgraph.nodes import Update
+from elm_agent.integrations.langgraph.state import State
+from elm_agent.records import Generation
+from elm_agent.runtime import Runtime
+
+Node = RunnableLambda[State, Update]
+
+
+def make_nodes(runtime: Runtime | Callable[[], Runtime]) -> dict[str, Node]:
+    """All nodes by name, bound to ``runtime``; a function is asked for it at every use, off the event loop."""
+    get = runtime if callable(runtime) else lambda: runtime
+    return {
+        "retrieve_memory": _simple(get, nodes.retrieve_memory),
+        "generate_with_memory": _generation_with_memory(get),
+        "generate_zero_shot": _generation_zero_shot(get),
+        "verify_and_route": _simple(get, nodes.verify_and_route),
+        "consolidate": _simple(get, nodes.consolidate),
+    }
+
+
+def _simple(get: Callable[[], Runtime], function: Callable[[Runtime, State], Update]) -> Node:
+    def run(state: State) -> Update:
+        return function(get(), state)
+
+    async def arun(state: State) -> Update:
+        return await asyncio.to_thread(run, state)
+
+    return RunnableLambda(run, afunc=arun, name=function.__name__)
+
+
+def _generation_zero_shot(get: Callable[[], Runtime]) -> Node:
+    def begin(state: State) -> Future[Generation]:
+        return nodes.begin_zero_shot(get(), state)
+
+    def end(generation: Generation) -> Update:
+        return nodes.end_zero_shot(get(), generation)
+
+    def generate(state: State) -> Update:
+        return end(begin(state).result())
+
+    async def agenerate(state: State) -> Update:
+        future = await asyncio.to_thread(begin, state)
+        return await asyncio.to_thread(end, await asyncio.wrap_future(future))
+
+    return RunnableLambda(generate, afunc=agenerate, name="generate_zero_shot")
+
+
+def _generation_with_memory(get: Callable[[], Runtime]) -> Node:
+    def begin(state: State) -> Future[Generation]:
+        return nodes.begin_with_memory(get(), state)
+
+    def end(state: State, generation: Generation) -> Update:
+        return nodes.end_with_memory(get(), state, generation)
+
+    def generate(state: State) -> Update:
+        try:
+            return end(state, begin(state).result())
+        except Exception as error:  # noqa: BLE001 - recorded as the reason
+            return nodes.fail_with_memory(error)
+
+    async def agenerate(state: State) -> Update:
+        try:
+            future = await asyncio.to_thread(begin, state)
+            return await asyncio.to_thread(end, state, await asyncio.wrap_future(future))
+        except Exception as error:  # noqa: BLE001 - recorded as the reason
+            return nodes.fail_with_memory(error)
+
+    return RunnableLambda(generate, afunc=agenerate, name="generate_with_memory")
