@@ -10,6 +10,7 @@ from elm_agent.bench.stream_run import StreamParts
 from elm_agent.records import JobRecord, JobState, UseOutcome
 
 if TYPE_CHECKING:
+    from elm_agent.integrations.langgraph import RunContext
     from elm_agent.protocols import Observer
     from elm_agent.runtime import Runtime
 
@@ -17,7 +18,7 @@ LOOK_SECONDS = 0.1
 OVER = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
-def parts_of(runtime: Runtime, *, observe: Observer, context: Mapping[str, Any] | None = None) -> StreamParts:
+def parts_of(runtime: Runtime, *, observe: Observer, context: RunContext | None = None) -> StreamParts:
     """What ``run_stream`` needs of ``runtime``; ``context`` is passed to every run of the graph.
 
     Learning is waited for when this process does it; an external worker works at its own pace. Told to

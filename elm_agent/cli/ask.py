@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from elm_agent.cli.opening import opened_runtime
 from elm_agent.cli.options import Shared
-from elm_agent.cli.output import Output, plain, short
+from elm_agent.cli.output import Output, short
 from elm_agent.errors import InputError
+
+if TYPE_CHECKING:
+    from elm_agent.runtime import Runtime
 
 
 def ask(
@@ -22,20 +26,18 @@ def ask(
         bool | None, typer.Option("--learn/--no-learn", help="Queue a learning job, or not.", show_default=False)
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Learn before the command ends.")] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="One JSON object a line as it happens; the last is the answer.")
+    ] = False,
 ) -> None:
     """Ask one question. What it teaches is queued; `elm-agent worker --once`, or --wait here, learns it."""
     text = usable_question(sys.stdin.read() if question == "-" else question)
     out = options.output()
     overrides = {} if learn is None else {"learn": learn}
     with opened_runtime(options, worker={"mode": "thread" if wait else "external"}, **overrides) as runtime:
-        from elm_agent.integrations.langgraph import build_graph
-
-        result = plain(build_graph(runtime).invoke({"question": text}))
-        _show(out, result)
-        if wait and result.get("job_id"):
-            runtime.runner.wait_idle()
-            job = runtime.bank.jobs.get(result["job_id"])
-            out.note(f"job {job.id}: {job.state}{f', memory {job.memory_id}' if job.memory_id else ''}")
+        result = _answer(out, runtime, text, events=events)
+        if wait and result["job_id"]:
+            _wait(out, runtime, result["job_id"])
 
 
 def usable_question(text: str) -> str:
@@ -51,15 +53,43 @@ def usable_question(text: str) -> str:
     return text.strip()
 
 
-def _show(out: Output, result: dict[str, object]) -> None:
-    if out.json:
+def _answer(out: Output, runtime: Runtime, question: str, *, events: bool) -> Mapping[str, Any]:
+    from elm_agent.integrations.langgraph import build_graph
+
+    result: Mapping[str, Any] = {}
+    parts: Any = build_graph(runtime).stream({"question": question}, stream_mode=["custom", "values"])
+    for mode, part in parts:
+        if mode == "values":
+            result = part
+        elif events:
+            out.event(part["event"], {name: value for name, value in part.items() if name != "event"})
+    if events:
+        out.event("answer", result)
+    elif out.json:
         out.document(result)
-        return
-    out.say(str(result.get("text") or result.get("answer")))
-    memory = result.get("memory_id")
-    out.note(
-        f"\nanswer {short(result.get('answer'))} · route {result.get('route')}"
-        + (f" · memory {memory} (similarity {result.get('similarity'):.3f})" if memory else "")
-        + (f" · {result.get('reason')}" if result.get("reason") else "")
-        + (f" · learning queued as {result.get('job_id')}" if result.get("job_id") else "")
+    else:
+        out.say(result["text"])
+        out.note("\n" + _told(result))
+    return result
+
+
+def _told(result: Mapping[str, Any]) -> str:
+    parts = [f"answer {short(result['answer'])}", f"route {result['route']}"]
+    if result["memory_id"]:
+        parts.append(f"memory {result['memory_id']} at {result['similarity']:.3f}")
+    if result["reason"]:
+        parts.append(result["reason"])
+    if result["job_id"]:
+        parts.append(f"learning queued as {result['job_id']}")
+    return "; ".join(parts)
+
+
+def _wait(out: Output, runtime: Runtime, job_id: str) -> None:
+    from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
+
+    job = wait_for(
+        lambda: runtime.bank.jobs.get(job_id),
+        pause=lambda: runtime.runner.wait_idle(LOOK_SECONDS),
+        observe=lambda _name, _detail: None,
     )
+    out.note(f"{job.id}: {job.state}, {job.memory_id or job.reason}")
