@@ -3,14 +3,27 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from dying_worker import make_worker
+from sqlalchemy import update
 
-from elm_agent.errors import StorageError
+from elm_agent.errors import StorageError, TensorCorrupt, TensorMissing
+from elm_agent.records import JobRecord, JobState, Recipe
+from elm_agent.softprompt import to_bytes
+from elm_agent.storage.bank import Bank
+from elm_agent.storage.database import Database
+from elm_agent.storage.doctor import examine
+from elm_agent.storage.schema import JobRow, MemoryRow
 from elm_agent.storage.tensors import LocalTensors
+from elm_agent.testing.doubles import fake_fingerprint
+
+MODEL = fake_fingerprint()
+RECIPE = Recipe(virtual_tokens=3, rollouts=2, steps=1)
 
 
 @pytest.fixture
@@ -77,3 +90,98 @@ def ordinary_user() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+# --- what the whole bank makes of it ----------------------------------------------------------------------
+
+
+@contextmanager
+def bank_with_tensors_in(folder: Path, database: Path) -> Iterator[Bank]:
+    bank = Bank(Database.open(f"sqlite:///{database}"), LocalTensors(folder))
+    bank.bind("default", MODEL)
+    yield bank
+    bank.close()
+
+
+def queue(bank: Bank, question: str) -> JobRecord:
+    return bank.jobs.enqueue("default", question, task="math", model_id=MODEL.id, recipe=RECIPE)[0]
+
+
+def run_once(bank: Bank) -> None:
+    with bank.database.write() as session:  # the pause before another attempt is over
+        session.execute(update(JobRow).values(run_after=JobRow.created_at))
+    make_worker(bank).run(once=True)
+
+
+def test_learning_on_a_full_disk_waits_for_space(small_disk: Path, tmp_path: Path) -> None:
+    with bank_with_tensors_in(small_disk, tmp_path / "bank.sqlite") as bank:
+        job = queue(bank, "What is 7 times 8?")
+        filler = small_disk / "filler"
+        filler.write_bytes(b"x" * free_bytes(small_disk))
+        run_once(bank)
+        waiting = bank.jobs.get(job.id)
+        assert waiting.state is JobState.QUEUED
+        assert "is full; free some space" in (waiting.reason or "")
+        assert bank.memories("default") == []
+        assert examine(bank).clean
+        filler.unlink()
+        run_once(bank)
+        assert bank.jobs.get(job.id).state is JobState.DONE
+        (memory,) = bank.memories("default")
+        assert bank.prompt("default", memory.id).virtual_tokens == 3
+
+
+def test_a_bank_on_a_disk_that_became_read_only_still_serves(small_disk: Path, tmp_path: Path) -> None:
+    with bank_with_tensors_in(small_disk, tmp_path / "bank.sqlite") as bank:
+        queue(bank, "one")
+        run_once(bank)
+        remount_read_only(small_disk)
+        job = queue(bank, "two")
+        run_once(bank)
+        assert "Read-only file system" in (bank.jobs.get(job.id).reason or "")
+        (memory,) = bank.memories("default")
+        assert bank.prompt("default", memory.id).virtual_tokens == 3
+        assert examine(bank).clean
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "says"),
+    [
+        (lambda data: data[:-4], TensorCorrupt, "was altered"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), TensorCorrupt, "was altered"),
+        (lambda _data: b"", TensorCorrupt, "was altered"),
+        (lambda _data: to_bytes(torch.zeros(3, 16)), TensorCorrupt, "was altered"),
+        (lambda _data: None, TensorMissing, "run `elm-agent doctor --repair`"),
+    ],
+    ids=["truncated", "one bit", "empty", "another", "gone"],
+)
+def test_a_damaged_tensor_is_never_served(
+    tmp_path: Path, damage: Callable[[bytes], bytes | None], error: type[StorageError], says: str
+) -> None:
+    with bank_with_tensors_in(tmp_path / "tensors", tmp_path / "bank.sqlite") as bank:
+        queue(bank, "one")
+        run_once(bank)
+        (memory,) = bank.memories("default")
+        (file,) = (tmp_path / "tensors").glob("??/*.safetensors")
+        data = damage(file.read_bytes())
+        file.unlink() if data is None else file.write_bytes(data)
+        with pytest.raises(error, match=says) as caught:
+            bank.prompt("default", memory.id)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_of_another_shape_than_its_record_is_never_served(tmp_path: Path) -> None:
+    with bank_with_tensors_in(tmp_path / "tensors", tmp_path / "bank.sqlite") as bank:
+        queue(bank, "one")
+        run_once(bank)
+        (memory,) = bank.memories("default")
+        digest = bank.tensors.put(to_bytes(torch.zeros(4, 16)))
+        with bank.database.write() as session:
+            session.execute(update(MemoryRow).values(tensor_digest=digest))
+        with pytest.raises(TensorCorrupt, match=r"expected a prompt of shape \(3, 16\); got \(4, 16\)"):
+            bank.prompt("default", memory.id)
+
+
+def free_bytes(folder: Path) -> int:
+    stats = os.statvfs(folder)
+    return stats.f_bavail * stats.f_frsize
