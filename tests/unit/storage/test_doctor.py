@@ -1,6 +1,7 @@
 """Break a bank in every way that can be named; the doctor finds it, mends it, and then finds nothing."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_a_healthy_bank(bank: Bank) -> None:
 
 def test_an_empty_bank(bank: Bank) -> None:
     assert examine(bank).clean
+
+
+def test_a_bank_in_use_never_looks_broken(bank: Bank, learn: Learn) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        learning = pool.submit(lambda: [learn(f"{n} what", unit(1, n, 0, 0)) for n in range(20)])
+        reports = [examine(bank, repair=True)]
+        while not learning.done():
+            reports.append(examine(bank, repair=True))
+        learning.result()
+    assert [report.findings for report in reports] == [()] * len(reports)
+    assert len([bank.prompt("default", memory.id) for memory in bank.memories("default")]) == 20
 
 
 # --- tensors ----------------------------------------------------------------------------------------------
