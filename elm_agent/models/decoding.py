@@ -32,9 +32,7 @@ class Row:
         return np.random.Generator(np.random.Philox(key=self.seed)).random(self.max_new_tokens)
 
 
-def pick_tokens(
-    logits_BV: torch.Tensor, temperatures_B: torch.Tensor, uniforms_B: torch.Tensor
-) -> torch.Tensor:
+def pick_tokens(logits_BV: torch.Tensor, temperatures_B: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
     """Next token of each row (int64, (B,)): the most likely one at temperature 0, else by inverse CDF.
 
     ``logits_BV`` float32; ``uniforms_B`` float64 in [0, 1).

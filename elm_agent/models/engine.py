@@ -208,9 +208,7 @@ class LocalModel:
         prefix, logits_BV = self.network.read([self._row_embeddings(request) for request in requests])
         rows = [
             Row(
-                max_new_tokens=min(
-                    request.max_new_tokens, self.context_length - int(prefix.mask_BL[index].sum())
-                ),
+                max_new_tokens=min(request.max_new_tokens, self.context_length - int(prefix.mask_BL[index].sum())),
                 temperature=request.temperature,
                 seed=request.seed,
             )
