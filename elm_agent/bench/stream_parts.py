@@ -11,7 +11,6 @@ from elm_agent.records import JobRecord, JobState, UseOutcome
 
 if TYPE_CHECKING:
     from elm_agent.integrations.langgraph import RunContext
-    from elm_agent.integrations.langgraph.state import RunContext
     from elm_agent.protocols import Observer
     from elm_agent.runtime import Runtime
 
