@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from elm_agent.models.loading import load_pretrained
 
+from elm_agent.models.loading import load_pretrained
 from elm_agent.models.network import Network
 from elm_agent.testing.tiny import write_tiny_model
 

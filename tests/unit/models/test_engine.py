@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from elm_agent.models.loading import load_pretrained
 
 from elm_agent.errors import InputError, ModelError, ModelMismatch
 from elm_agent.models.engine import LocalModel
+from elm_agent.models.loading import load_pretrained
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import KeyKind
 from elm_agent.softprompt import SoftPrompt

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from elm_agent.models.loading import load_pretrained
 
 from elm_agent.errors import InputError, JobCancelled, TaskError, TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
+from elm_agent.models.loading import load_pretrained
 from elm_agent.records import Recipe
 from elm_agent.tasks import get_task
 from elm_agent.testing.tiny import write_tiny_model
