@@ -1,0 +1,226 @@
+"""The worker and the runners: every way in which a job ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from elm_agent.errors import InputError, JobError, StoreBusy, TrainingError
+from elm_agent.memory.runners import ExternalRunner, InlineRunner, ThreadRunner
+from elm_agent.memory.worker import Worker
+from elm_agent.records import JobRecord, JobState
+from elm_agent.storage.bank import Bank
+from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
+
+Enqueue = Callable[..., JobRecord]
+Make = Callable[..., Worker]
+
+
+def test_it_works_until_nothing_is_due(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    jobs = [enqueue(f"What is {n}?") for n in range(3)]
+    told: list[tuple[str, Any]] = []
+    worker = make_worker(observe=lambda name, detail: told.append((name, detail)))
+    assert worker.run(once=True) == 3
+    assert {bank.jobs.get(job.id).state for job in jobs} == {JobState.DONE}
+    assert [detail["job_id"] for name, detail in told if name == "job.done"] == [job.id for job in jobs]
+    assert bank.jobs.get(jobs[0].id).progress["step"] == 2
+    assert worker.idle()
+    assert worker.run_one() is False
+
+
+def test_several_jobs_at_the_same_time(enqueue: Enqueue, make_worker: Make) -> None:
+    together = threading.Barrier(3, timeout=30)  # passes only when three jobs train at once
+
+    def meet(step: int) -> None:
+        if step == 0:
+            together.wait()
+
+    for n in range(3):
+        enqueue(f"What is {n}?")
+    assert make_worker(FakeTrainer(before_step=meet), concurrency=3).run(once=True) == 3
+
+
+def test_jobs_of_another_model_are_left(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    job = enqueue(model_id=fake_fingerprint("another").id)
+    worker = make_worker()
+    assert worker.run(once=True) == 0
+    assert bank.jobs.get(job.id).state is JobState.QUEUED
+    assert worker.idle()
+
+
+def test_a_passing_failure_is_tried_again_until_attempts_are_used_up(
+    bank: Bank, enqueue: Enqueue, make_worker: Make
+) -> None:
+    job = enqueue(max_attempts=3)
+    assert make_worker(FakeTrainer(error=RuntimeError("out of\nmemory"))).run(once=True) == 3
+    job = bank.jobs.get(job.id)
+    assert (job.state, job.attempts, job.reason) == (JobState.FAILED, 3, "RuntimeError: out of memory")
+
+
+@pytest.mark.parametrize("error", [TrainingError("loss nan"), InputError("too long")])
+def test_a_failure_that_would_repeat_is_final(
+    bank: Bank, enqueue: Enqueue, make_worker: Make, error: Exception
+) -> None:
+    job = enqueue(max_attempts=3)
+    assert make_worker(FakeTrainer(error=error)).run(once=True) == 1
+    assert (bank.jobs.get(job.id).state, bank.jobs.get(job.id).attempts) == (JobState.FAILED, 1)
+
+
+def test_an_unknown_task_is_final(bank: Bank, enqueue: Enqueue) -> None:
+    def trainer_for(name: str) -> FakeTrainer:
+        raise InputError(f"no task {name}")
+
+    job = enqueue(task="mine")
+    Worker(bank=bank, trainer_for=trainer_for, model=fake_fingerprint()).run(once=True)
+    assert bank.jobs.get(job.id).reason == "InputError: no task mine"
+
+
+def test_cancelling_a_running_job(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    job = enqueue()
+    trainer = FakeTrainer(before_step=lambda step: bank.jobs.cancel(job.id) if step == 0 else None)
+    told: list[str] = []
+    make_worker(trainer, observe=lambda name, _detail: told.append(name)).run(once=True)
+    assert bank.jobs.get(job.id).state is JobState.CANCELLED
+    assert told[-1] == "job.cancelled"
+    assert bank.memories("ns") == []
+
+
+def test_stopping_gives_the_job_back_uncounted(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    job = enqueue()
+    workers: list[Worker] = []
+    trainer = FakeTrainer(before_step=lambda _step: workers[0].stop())
+    workers.append(make_worker(trainer))
+    assert workers[0].run() == 1
+    back = bank.jobs.get(job.id)
+    assert (back.state, back.attempts, back.owner) == (JobState.QUEUED, 0, None)
+    assert make_worker().run(once=True) == 1
+    assert bank.jobs.get(job.id).state is JobState.DONE
+
+
+def test_an_interrupt_gives_the_job_back(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    def interrupt(_step: int) -> None:
+        raise KeyboardInterrupt
+
+    job = enqueue()
+    with pytest.raises(KeyboardInterrupt):
+        make_worker(FakeTrainer(before_step=interrupt)).run(once=True)
+    assert (bank.jobs.get(job.id).state, bank.jobs.get(job.id).attempts) == (JobState.QUEUED, 0)
+
+
+def test_a_lost_lease_discards_the_result(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    job = enqueue()
+    told: list[str] = []
+
+    def overtaken(step: int) -> None:
+        if step == 0:
+            lease = bank.jobs.claim("other", lease_seconds=60)
+            assert lease is not None
+
+    worker = make_worker(
+        FakeTrainer(before_step=overtaken),
+        lease_seconds=-1.0,
+        observe=lambda name, _detail: told.append(name),
+    )
+    worker.run_one()
+    assert told[-1] == "job.lost"
+    assert (bank.jobs.get(job.id).state, bank.jobs.get(job.id).owner) == (JobState.RUNNING, "other")
+    assert bank.memories("ns") == []
+
+
+def test_the_heartbeat_keeps_a_long_step_alive(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    enqueue()
+    beats = threading.Semaphore(0)
+    heartbeat = bank.jobs.heartbeat
+
+    def counted(*args: Any, **kwargs: Any) -> bool:
+        beats.release()
+        return heartbeat(*args, **kwargs)
+
+    bank.jobs.heartbeat = counted  # type: ignore[method-assign]
+
+    def long_step(_step: int) -> None:
+        for _ in range(3):
+            assert beats.acquire(timeout=30)
+
+    assert make_worker(FakeTrainer(before_step=long_step), heartbeat_seconds=0.01).run(once=True) == 1
+    assert len(bank.memories("ns")) == 1
+
+
+def test_a_busy_store_is_waited_for(
+    bank: Bank, enqueue: Enqueue, make_worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, busy = bank.jobs.claim, [StoreBusy("locked"), StoreBusy("locked")]
+
+    def sometimes(*args: Any, **kwargs: Any) -> Any:
+        if busy:
+            raise busy.pop()
+        return claim(*args, **kwargs)
+
+    monkeypatch.setattr(bank.jobs, "claim", sometimes)
+    with pytest.raises(StoreBusy):
+        make_worker().run(once=True)
+    enqueue()
+    runner = ThreadRunner(make_worker())
+    runner.start()
+    assert runner.wait_idle(30)
+    runner.stop()
+    assert len(bank.memories("ns")) == 1
+
+
+# --- runners ------------------------------------------------------------------------------------------------
+
+
+def test_inline_learns_before_notify_returns(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    runner = InlineRunner(make_worker())
+    runner.start()
+    enqueue()
+    runner.notify()
+    assert len(bank.memories("ns")) == 1
+    enqueue("What is 9?")
+    assert runner.wait_idle(30)
+    assert len(bank.memories("ns")) == 2
+    runner.stop()
+
+
+def test_thread_learns_behind_and_stops(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    runner = ThreadRunner(make_worker(poll_seconds=60.0))
+    runner.start()
+    runner.start()
+    enqueue()
+    runner.notify()
+    assert runner.wait_idle(30)
+    assert len(bank.memories("ns")) == 1
+    runner.stop()
+    runner.stop()
+    enqueue("What is 9?")
+    with pytest.raises(JobError, match="does not run"):
+        runner.wait_idle(30)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_not_waited_for(enqueue: Enqueue, make_worker: Make) -> None:
+    def broken(name: str, _detail: Any) -> None:
+        if name == "job.done":
+            raise ValueError("a broken observer")
+
+    runner = ThreadRunner(make_worker(observe=broken))
+    enqueue()
+    enqueue("What is 9?")
+    runner.start()
+    with pytest.raises(JobError) as caught:
+        runner.wait_idle(30)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_external_only_waits(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    runner = ExternalRunner(bank, fake_fingerprint().id)
+    runner.start()
+    enqueue()
+    runner.notify()
+    assert runner.wait_idle(0.1) is False
+    make_worker().run(once=True)
+    assert runner.wait_idle(0.1) is True
+    runner.stop()
