@@ -115,8 +115,8 @@ class MemoryRow(Base):
     __tablename__ = "memories"
     __table_args__ = (
         ForeignKeyConstraint(["namespace", "episode_id"], ["episodes.namespace", "episodes.id"]),
-        Index("ix_memories_state", "namespace", "state", "created_at"),
-        Index("ix_memories_created", "namespace", "created_at"),
+        Index("ix_memories_state", "namespace", "state", "created_at", "id"),
+        Index("ix_memories_created", "namespace", "created_at", "id"),
         Index("ix_memories_tensor", "tensor_digest"),
     )
 
@@ -162,9 +162,9 @@ class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("namespace", "idempotency_key", name="uq_jobs_idempotency"),
-        Index("ix_jobs_claim", "state", "priority", "created_at"),
+        Index("ix_jobs_claim", "state", "priority", "created_at", "id"),
         Index("ix_jobs_id", "id"),
-        Index("ix_jobs_created", "namespace", "created_at"),
+        Index("ix_jobs_created", "namespace", "created_at", "id"),
     )
 
     namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
@@ -197,7 +197,7 @@ class UseRow(Base):
     __table_args__ = (
         ForeignKeyConstraint(["namespace", "memory_id"], ["memories.namespace", "memories.id"]),
         Index("ix_uses_memory", "namespace", "memory_id", "outcome"),
-        Index("ix_uses_created", "namespace", "created_at"),
+        Index("ix_uses_created", "namespace", "created_at", "id"),
     )
 
     namespace: Mapped[str] = mapped_column(Name, primary_key=True)

@@ -109,15 +109,16 @@ class Search:
     def _usable(self, namespace: str, hits: list[Hit], exclude: str | None) -> set[str]:
         if not hits:
             return set()
-        query = select(MemoryRow.id).where(
-            MemoryRow.namespace == namespace,
-            MemoryRow.id.in_([hit.memory_id for hit in hits]),
-            MemoryRow.state == MemoryState.ACTIVE,
-        )
-        if exclude is not None:
-            query = query.where(MemoryRow.question_digest != question_digest(exclude))
+        query = select(MemoryRow.id, MemoryRow.state, MemoryRow.question_digest).where(
+            MemoryRow.namespace == namespace, MemoryRow.id.in_([hit.memory_id for hit in hits])
+        )  # by primary key alone: a condition on the state tempts planners into reading every active memory
+        excluded = question_digest(exclude) if exclude is not None else None
         with self._database.read() as session:
-            return set(session.scalars(query))
+            return {
+                memory_id
+                for memory_id, state, question in session.execute(query)
+                if state == MemoryState.ACTIVE and question != excluded
+            }
 
     def _active(self, namespace: str) -> int:
         with self._database.read() as session:

@@ -102,8 +102,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("namespace", "id"),
         sa.UniqueConstraint("namespace", "idempotency_key", name="uq_jobs_idempotency"),
     )
-    op.create_index("ix_jobs_claim", "jobs", ["state", "priority", "created_at"])
-    op.create_index("ix_jobs_created", "jobs", ["namespace", "created_at"])
+    op.create_index("ix_jobs_claim", "jobs", ["state", "priority", "created_at", "id"])
+    op.create_index("ix_jobs_created", "jobs", ["namespace", "created_at", "id"])
     op.create_index("ix_jobs_id", "jobs", ["id"])
 
     op.create_table(
@@ -153,8 +153,8 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("namespace", "id"),
     )
-    op.create_index("ix_memories_created", "memories", ["namespace", "created_at"])
-    op.create_index("ix_memories_state", "memories", ["namespace", "state", "created_at"])
+    op.create_index("ix_memories_created", "memories", ["namespace", "created_at", "id"])
+    op.create_index("ix_memories_state", "memories", ["namespace", "state", "created_at", "id"])
     op.create_index("ix_memories_tensor", "memories", ["tensor_digest"])
 
     op.create_table(
@@ -191,7 +191,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("namespace", "id"),
     )
-    op.create_index("ix_uses_created", "uses", ["namespace", "created_at"])
+    op.create_index("ix_uses_created", "uses", ["namespace", "created_at", "id"])
     op.create_index("ix_uses_memory", "uses", ["namespace", "memory_id", "outcome"])
 
 
