@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from elm_agent.cli.output import Output, short, sparkline, when
+from elm_agent.cli.output import Output, short, sparkline, to_json, when
 
 if TYPE_CHECKING:
     from elm_agent.records import Episode, EventRecord, MemoryRecord, UseRecord
@@ -32,8 +32,11 @@ def show_lineage(
     if rollouts:
         _rollouts(out, episode)
     _uses(out, memory, uses)
-    rows = [(event.revision, when(event.created_at), event.kind, event.actor, event.detail or "") for event in events]
-    out.table(("revision", "when", "what", "by", "detail"), rows, title="history")
+    out.say("history")
+    rows = [
+        (event.revision, when(event.created_at), event.kind, event.actor, to_json(event.detail)) for event in events
+    ]
+    out.table(("revision", "when", "what", "by", "detail"), rows)
     _provenance(out, memory)
 
 
@@ -41,7 +44,8 @@ def _votes(out: Output, episode: Episode) -> None:
     last = max((rollout.step for rollout in episode.rollouts), default=0)
     counts = Counter(rollout.answer for rollout in episode.rollouts if rollout.step == last)
     rows = [(count, "no answer" if answer is None else short(answer)) for answer, count in counts.most_common(8)]
-    out.table(("votes", "answer"), rows, title=f"votes of step {last}, as written")
+    out.say(f"votes of step {last}, as written")
+    out.table(("votes", "answer"), rows)
     failed = sum(rollout.failure is not None for rollout in episode.rollouts)
     out.say(f"{failed} of {len(episode.rollouts)} rollouts could not be judged\n" if failed else "")
 
@@ -69,7 +73,8 @@ def _curve(out: Output, episode: Episode) -> None:
 
 def _rollouts(out: Output, episode: Episode) -> None:
     rows = [(item.step, item.index, item.reward, item.failure or item.answer, item.text) for item in episode.rollouts]
-    out.table(("step", "rollout", "reward", "answer", "text"), rows, title="rollouts")
+    out.say("rollouts")
+    out.table(("step", "rollout", "reward", "answer", "text"), rows)
 
 
 def _uses(out: Output, memory: MemoryRecord, uses: Sequence[UseRecord]) -> None:

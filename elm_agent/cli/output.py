@@ -127,12 +127,12 @@ class Output:
         """A word about the work, on standard error in both forms."""
         self.errors.print(clean(text), soft_wrap=True)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A table for people; numbers are set to the right."""
         from rich.table import Table
 
         content = [list(row) for row in rows]
-        made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+        made = Table(box=None, header_style="bold", pad_edge=False)
         for index, column in enumerate(columns):
             numeric = bool(content) and all(isinstance(row[index], int | float) for row in content)
             made.add_column(column, justify="right" if numeric else "left", overflow="fold")

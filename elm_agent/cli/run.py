@@ -121,13 +121,11 @@ def _without_number(detail: Mapping[str, Any]) -> str:
 
 
 def _answer_line(record: Mapping[str, Any]) -> str:
-    mark = {None: " ", True: "+", False: "-"}[record["right"]]
+    mark = {None: "", True: "right", False: "wrong"}[record["right"]]
     memory = f", {record['memory_id']} at {record['similarity']:.3f}" if record["memory_id"] else ""
     flip = f", {record['outcome']}" if record["outcome"] in ("fixed", "broken") else ""
-    said = short(record["answer"], 30)
-    return (
-        f"{mark} {record['line']:>4}  {short(record['question'], 60)}  ->  {said}  ({record['route']}{memory}{flip})"
-    )
+    asked, said = short(record["question"], 60), short(record["answer"], 30)
+    return f"{record['line']:>4}  {mark:<5}  {asked}  ->  {said}  ({record['route']}{memory}{flip})"
 
 
 def _resumed(show: Output, results: ResultsFile, *, done: int) -> None:
