@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
 from elm_agent.records import JobState, KeyKind, MemoryState
-from elm_agent.storage.jobs import give_up, take_back
+from elm_agent.storage.jobstate import give_up, take_back
 from elm_agent.storage.rows import unpack
 from elm_agent.storage.schema import EpisodeRow, JobRow, KeyRow, MemoryRow, OutboxRow, UseRow
 

@@ -29,7 +29,8 @@ from elm_agent.storage import ledger, publish, rows
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import FedIndex
 from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.jobs import JobQueue, Lease, fenced, finish
+from elm_agent.storage.jobs import JobQueue, Lease, fenced
+from elm_agent.storage.jobstate import finish
 from elm_agent.storage.reader import BankReader, NamespaceInfo, read_record
 from elm_agent.storage.schema import NamespaceRow
 from elm_agent.storage.search import IndexChoice, Search

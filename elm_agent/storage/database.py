@@ -147,11 +147,8 @@ def _engine(url: URL, busy_seconds: float) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    milliseconds = int(busy_seconds * 1000)
-    connect = {
-        "options": f"-c lock_timeout={milliseconds} -c timezone=UTC",
-        "connect_timeout": max(2, int(busy_seconds)),
-    }
+    session = f"{url.query.get('options', '')} -c lock_timeout={int(busy_seconds * 1000)} -c timezone=UTC"
+    connect = {"options": session, "connect_timeout": max(2, int(busy_seconds))}
     try:
         return create_engine(
             url, connect_args=connect, pool_pre_ping=True, isolation_level="READ COMMITTED", **options

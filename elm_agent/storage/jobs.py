@@ -21,6 +21,7 @@ from elm_agent.errors import InputError, LeaseLost, NotFound
 from elm_agent.records import JobRecord, JobState, Recipe, idempotency_key, new_id
 from elm_agent.storage.database import Database
 from elm_agent.storage.faults import Refused
+from elm_agent.storage.jobstate import end, end_of_abandoned, requeue
 from elm_agent.storage.rows import job_record
 from elm_agent.storage.schema import JobRow
 
@@ -96,7 +97,7 @@ class JobQueue:
         """A queued job is cancelled at once, a running one is asked to stop; an ended one stays as it is."""
         with self._locked(job_id) as (row, now):
             if row.state == JobState.QUEUED:
-                _end(row, JobState.CANCELLED, "cancelled before it ran", now)
+                end(row, JobState.CANCELLED, "cancelled before it ran", now)
             elif row.state == JobState.RUNNING:
                 row.cancel_requested = True
                 row.updated_at = now
@@ -107,7 +108,7 @@ class JobQueue:
         with self._locked(job_id) as (row, now):
             if row.state not in (JobState.FAILED, JobState.CANCELLED):
                 raise InputError(f"job {job_id} is {row.state}: only a failed or cancelled job can be retried")
-            _requeue(row, None, now, run_after=now)
+            requeue(row, None, now, run_after=now)
             row.attempts = 0
             row.progress = {}
             return job_record(row)
@@ -145,8 +146,8 @@ class JobQueue:
         with self._database.write() as session:
             now = self._database.now(session)
             while (row := session.scalars(_next(now, model_id)).first()) is not None:
-                if row.state == JobState.RUNNING and (ended := _end_of_abandoned(row)):
-                    _end(row, *ended, now)
+                if row.state == JobState.RUNNING and (ended := end_of_abandoned(row)):
+                    end(row, *ended, now)
                     session.flush()
                     continue
                 row.state = JobState.RUNNING
@@ -172,9 +173,9 @@ class JobQueue:
         with self._held(lease) as (row, now):
             row.attempts -= 1
             if row.cancel_requested:
-                _end(row, JobState.CANCELLED, reason, now)
+                end(row, JobState.CANCELLED, reason, now)
             else:
-                _requeue(row, reason, now, run_after=now)
+                requeue(row, reason, now, run_after=now)
 
     def fail(self, lease: Lease, reason: str, *, backoff_seconds: float, retry: bool = True) -> JobRecord:
         """This attempt failed: queue the job again after a pause that doubles, or end it. Raises ``LeaseLost``.
@@ -183,18 +184,18 @@ class JobQueue:
         """
         with self._held(lease) as (row, now):
             if row.cancel_requested:
-                _end(row, JobState.CANCELLED, reason, now)
+                end(row, JobState.CANCELLED, reason, now)
             elif not retry or row.attempts >= row.max_attempts:
-                _end(row, JobState.FAILED, reason, now)
+                end(row, JobState.FAILED, reason, now)
             else:
                 pause = min(backoff_seconds * 2.0 ** (row.attempts - 1), _LONGEST_BACKOFF)
-                _requeue(row, reason, now, run_after=now + timedelta(seconds=pause))
+                requeue(row, reason, now, run_after=now + timedelta(seconds=pause))
             return job_record(row)
 
     def cancelled(self, lease: Lease, reason: str) -> None:
         """The job stopped because somebody asked. Raises ``LeaseLost``."""
         with self._held(lease) as (row, now):
-            _end(row, JobState.CANCELLED, reason, now)
+            end(row, JobState.CANCELLED, reason, now)
 
     @contextmanager
     def _held(self, lease: Lease) -> Iterator[tuple[JobRow, datetime]]:
@@ -217,29 +218,12 @@ def _next(now: datetime, model_id: str | None) -> Any:
     return query.with_for_update(skip_locked=True)
 
 
-def _end_of_abandoned(row: JobRow) -> tuple[JobState, str] | None:
-    if row.cancel_requested:
-        return JobState.CANCELLED, "its worker stopped after it was asked to cancel"
-    if row.attempts >= row.max_attempts:
-        return (
-            JobState.FAILED,
-            f"its worker stopped without a word, {row.attempts} of {row.max_attempts} attempts used",
-        )
-    return None
-
-
 def _found(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     query = select(JobRow).where(JobRow.id == job_id)
     row = session.scalars(query.with_for_update() if lock else query).first()
     if row is None:
         raise NotFound(f"no job {job_id[:80]!r} in this bank: `elm-agent jobs list` shows them")
     return row
-
-
-def finish(row: JobRow, memory_id: str, now: datetime) -> None:
-    """Within the transaction that publishes: the job is done."""
-    _end(row, JobState.DONE, None, now)
-    row.memory_id = memory_id
 
 
 def fenced(session: Session, lease: Lease) -> JobRow:
@@ -253,38 +237,3 @@ def fenced(session: Session, lease: Lease) -> JobRow:
             "what this worker made is discarded"
         )
     return row
-
-
-def _requeue(row: JobRow, reason: str | None, now: datetime, *, run_after: datetime) -> None:
-    row.state = JobState.QUEUED
-    row.run_after = run_after
-    _let_go(row, reason, now)
-
-
-def _end(row: JobRow, state: JobState, reason: str | None, now: datetime) -> None:
-    row.state = state
-    _let_go(row, reason, now)
-
-
-def _let_go(row: JobRow, reason: str | None, now: datetime) -> None:
-    row.owner = None
-    row.lease_until = None
-    row.cancel_requested = False
-    row.reason = reason
-    row.updated_at = now
-
-
-def take_back(row: JobRow, now: datetime) -> JobState:
-    """Within a transaction: take a job from a worker that is gone for good, and return what it is now."""
-    ended = _end_of_abandoned(row)
-    if ended is not None:
-        _end(row, *ended, now)
-    else:
-        _requeue(row, "its worker stopped without a word", now, run_after=now)
-    return JobState(row.state)
-
-
-def give_up(row: JobRow, reason: str, now: datetime) -> None:
-    """Within a transaction: the job counts as failed, for ``reason``; it can be retried."""
-    _end(row, JobState.FAILED, reason, now)
-    row.memory_id = None
