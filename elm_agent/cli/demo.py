@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from elm_agent.cli.options import Shared
 from elm_agent.cli.output import Output, short
-from elm_agent.cli.progress import stream_bar
+from elm_agent.cli.progress import download_bar, stream_bar
 
 if TYPE_CHECKING:
     from elm_agent.cli.progress import Advance
@@ -45,7 +46,7 @@ def demo(
             memories=min(count, size.memories if memories is None else memories),
             out=out or settings.home / "demo",
             observe=_Teller(show, bar),
-            open_runtime=_opener(),
+            open_runtime=partial(_open, show),
         )
 
 
@@ -61,7 +62,7 @@ class _Teller:
             self._show.event(name, detail)
         elif name == "start":
             self._show.say(f"{detail['model']}, seed {detail['seed']}, bank {detail['namespace']}")
-            self._show.say("Each question is answered without and with the nearest memory, then learned from.\n")
+            self._show.say("Each question is answered without and with the nearest memory; the first ones are then learned from.\n")
         elif name in ("answer", "failure"):
             self._show.say(_answer(detail))
         elif name == "train.step":
@@ -73,13 +74,11 @@ class _Teller:
         self._bar(name in ("answer", "failure"), "")
 
 
-def _opener() -> Any:
+def _open(show: Output, settings: Settings, observe: Observer) -> Runtime:
     from elm_agent.runtime import open_runtime
 
-    def opener(settings: Settings, observe: Observer) -> Runtime:
-        return open_runtime(settings, observe=observe)
-
-    return opener
+    with download_bar(show, settings.model) as progress:
+        return open_runtime(settings, observe=observe, progress=progress)
 
 
 def _mark(right: bool | None) -> str:

@@ -32,6 +32,8 @@ def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]
             if not task:
                 task.append(bar.add_task(f"fetching {name}", total=total))
             bar.update(task[0], completed=done, total=total)
+            if done >= total:  # what follows takes most of a minute, once, and cannot be measured
+                bar.update(task[0], description=f"converting {name}, once", total=None)
 
         yield tell
 

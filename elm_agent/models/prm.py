@@ -2,7 +2,7 @@
 
 The plain Qwen2 backbone of transformers with a two-layer head of our own, so no code of a checkpoint ever runs,
 and safetensors only. Names of tensors, ``model.*`` and ``score.{0,2}.*``, are those of the public checkpoints
-(https://huggingface.co/Qwen/Qwen2.5-Math-PRM-7B). Knows nothing of candidates or verdicts.
+(Qwen/Qwen2.5-Math-PRM-7B). Knows nothing of candidates or verdicts.
 """
 
 from __future__ import annotations
