@@ -98,6 +98,16 @@ def test_a_surplus_entry_is_never_returned(bank: Bank, durable: Durable) -> None
     assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, X, 5)] == [memory.id]
 
 
+def test_an_eviction_counts_before_the_index_knows(bank: Bank, durable: Durable) -> None:
+    learn = learner(bank)
+    memory, other = learn("a", X), learn("b", Y)
+    durable.down = True
+    bank.transition("default", memory.id, MemoryState.RETIRED, actor="t", reason=None)
+    durable.down = False
+    assert memory.id in durable.ids("default", KeyKind.INPUT)
+    assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, X, 5)] == [other.id]
+
+
 def test_a_dead_index_degrades_to_a_scan_or_fails_as_asked(
     bank: Bank, durable: Durable, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
