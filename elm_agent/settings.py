@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from elm_agent.errors import SettingsError
 from elm_agent.records import KeyKind, Recipe
@@ -104,7 +104,8 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="SQLAlchemy URL; None: SQLite under `home`")
     tensor_dir: Path | None = Field(None, description="folder of tensors; None: `home`/tensors")
     index: Literal["auto", "exact", "chroma"] = Field(
-        "auto", description="exact scan up to `exact_limit` memories and Chroma above, or always one of them"
+        "auto",
+        description="auto feeds Chroma and reads by exact scan up to `exact_limit` memories; or one of them for all",
     )
     exact_limit: int = Field(20_000, ge=0, description="memories per namespace that an exact scan serves")
     namespace: str = Field("default", description="tenant boundary in every store")
@@ -156,7 +157,7 @@ def check_namespace(value: str) -> str:
 
 
 def load_settings(path: str | os.PathLike[str] | None = None, **overrides: Any) -> Settings:
-    """Settings from an optional TOML file, with keyword overrides on top.
+    """Settings from an optional TOML file, the environment above it and keyword overrides on top.
 
     Raises:
         SettingsError: the file is missing, is not TOML, or has an unknown or unusable key.
@@ -171,7 +172,8 @@ def load_settings(path: str | os.PathLike[str] | None = None, **overrides: Any) 
             raise SettingsError(f"settings file {os.fspath(path)!r} is not TOML: {error}") from None
         except OSError as error:
             raise SettingsError(f"settings file {os.fspath(path)!r} cannot be read: {error.strerror}") from None
-    return Settings(**_merge(values, overrides))
+    environment = EnvSettingsSource(Settings)()
+    return Settings(**_merge(_merge(values, environment), overrides))
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -240,15 +240,15 @@ class Bank(BankReader):
         )
 
     def feed(self) -> int:
-        """Bring Chroma up to date wherever it is in use; how many keys came or went. Only in its owner process.
+        """Bring Chroma up to date; how many keys came or went. Only in its owner process.
 
         Raises ``IndexUnavailable``.
         """
         return sum(self._search.feed(info.name) for info in self.namespaces())
 
-    def uses_chroma(self, namespace: str) -> bool:
-        """Whether Chroma is to serve this namespace, by the ``index`` setting and the memories there are."""
-        return self._search.wants_durable(namespace)
+    def uses_chroma(self) -> bool:
+        """Whether Chroma is kept in step with the database: always, unless the ``index`` setting is 'exact'."""
+        return self._search.keeps_durable()
 
     def close(self) -> None:
         """Give the indexes and the database back. The bank cannot be used afterwards."""

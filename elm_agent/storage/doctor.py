@@ -177,7 +177,7 @@ class _Visit:
 
     def index(self) -> None:
         index = self.bank.chroma
-        served = [info.name for info in self.bank.namespaces() if self.bank.uses_chroma(info.name)]
+        served = [info.name for info in self.bank.namespaces() if self.bank.uses_chroma()]
         if index is None or not served:
             if served:
                 self.skipped.append("the Chroma index is not open here: examine it in the process that owns it")

@@ -56,10 +56,14 @@ class Search:
         return []
 
     def feed(self, namespace: str) -> int:
-        """Bring the durable index up to date where it is in use. Raises ``IndexUnavailable``."""
-        if self._durable_feed is None or not self.wants_durable(namespace):
+        """Bring the durable index up to date, also before reads need it. Raises ``IndexUnavailable``."""
+        if self._durable_feed is None or not self.keeps_durable():
             return 0
         return self._durable_feed.feed(namespace)
+
+    def keeps_durable(self) -> bool:
+        """Whether the durable index is fed at all."""
+        return self._choice != "exact"
 
     def wants_durable(self, namespace: str) -> bool:
         """Whether this namespace is to be served by the durable index."""

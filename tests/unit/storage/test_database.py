@@ -133,7 +133,7 @@ def test_sqlite_is_set_up_for_durability(tmp_path: Path) -> None:
     database = Database.open(f"sqlite:///{tmp_path / 'new' / '100%.sqlite'}")
     with database.read() as session:
         found = [session.scalar(text(f"PRAGMA {name}")) for name in ("foreign_keys", "journal_mode", "synchronous")]
-    assert found == ([1, "wal", 2] if sqlite3.sqlite_version_info >= (3, 51, 3) else [1, "delete", 3])
+    assert found == ([1, "wal", 2] if sqlite3.sqlite_version_info >= (3, 51, 3) else [1, "persist", 2])
     database.close()
 
 

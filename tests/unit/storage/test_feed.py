@@ -135,14 +135,13 @@ def test_a_lost_index_is_fed_from_the_beginning(
     assert durable.ids("default", KeyKind.INPUT) == memories
 
 
-def test_chroma_serves_above_the_limit(database: Database, tmp_path: Path) -> None:
+def test_chroma_is_fed_from_the_first_memory_and_serves_above_the_limit(database: Database, tmp_path: Path) -> None:
     chroma = ChromaIndex(tmp_path / "chroma")
     bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=1, chroma=chroma)
     bank.bind("default", MODEL)
     learn = learner(bank)
     first = learn("a", X)
-    assert not bank.uses_chroma("default")
-    assert not (tmp_path / "chroma").exists()
+    assert chroma.ids("default", KeyKind.INPUT) == {first.id}
     second = learn("b", Y)
     assert chroma.ids("default", KeyKind.INPUT) == {first.id, second.id}
     assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, Y, 2)] == [second.id, first.id]

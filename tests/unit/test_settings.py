@@ -1,0 +1,69 @@
+"""Where a setting comes from, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from elm_agent.errors import SettingsError
+from elm_agent.settings import Settings, check_namespace, load_settings
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "elm.toml"
+    path.write_text('namespace = "file"\ntask = "number"\n[learning]\nsteps = 3\nrollouts = 5\n', "utf-8")
+    return path
+
+
+def test_arguments_beat_the_environment_which_beats_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELM_NAMESPACE", "environment")
+    monkeypatch.setenv("ELM_LEARNING__STEPS", "4")
+    settings = load_settings(file)
+    assert (settings.namespace, settings.task) == ("environment", "number")
+    assert (settings.learning.steps, settings.learning.rollouts) == (4, 5)
+    settings = load_settings(file, namespace="argument", learning={"steps": 6})
+    assert (settings.namespace, settings.learning.steps, settings.learning.rollouts) == ("argument", 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nonsense = 1", "unknown setting 'nonsense'"),
+        ("[learning]\nstep = 1", "unknown setting 'learning.step'"),
+        ("[learning]\nsteps = 0", "setting 'learning.steps': got '0'"),
+        ("model =", "is not TOML"),
+    ],
+)
+def test_a_file_with_a_fault_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "elm.toml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(SettingsError, match=sentence) as caught:
+        load_settings(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"missing\.toml' does not exist"):
+        load_settings(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden", "-x", "a b", "a\0b", "ä", "x" * 101, "\u202eabc"])
+def test_unusable_namespaces_are_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="is not usable"):
+        check_namespace(name)
+    with pytest.raises(SettingsError):
+        Settings(namespace=name)
+
+
+@pytest.mark.parametrize("name", ["default", "ada", "team-1.lab_2", "_x", "x" * 100])
+def test_usable_namespaces_pass(name: str) -> None:
+    assert Settings(namespace=name).namespace == name
+
+
+def test_the_recipe_is_the_learning_section() -> None:
+    settings = Settings(learning={"steps": 2, "temperature": 0.9})
+    recipe = settings.learning.recipe()
+    assert (recipe.steps, recipe.temperature, recipe.parameterisation) == (2, 0.9, "soft_prompt")
+    assert recipe.id != Settings().learning.recipe().id
