@@ -62,7 +62,8 @@ class _Teller:
             self._show.event(name, detail)
         elif name == "start":
             self._show.say(f"{detail['model']}, seed {detail['seed']}, bank {detail['namespace']}")
-            self._show.say("Each question is answered without and with the nearest memory; the first ones are then learned from.\n")
+            self._show.say("Each question is answered without and with the nearest memory.")
+            self._show.say("After the first ones the agent learns from them, by the votes of its own samples.\n")
         elif name in ("answer", "failure"):
             self._show.say(_answer(detail))
         elif name == "train.step":

@@ -24,7 +24,6 @@ from elm_agent.records import (
     Vector,
 )
 from elm_agent.settings import check_namespace
-from elm_agent.softprompt import to_bytes
 from elm_agent.storage import ledger, publish, rows
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import FedIndex
@@ -118,6 +117,8 @@ class Bank(BankReader):
             InputError: the prompt or a key cannot be stored.
             StorageError: a store refused; the job can be tried again.
         """
+        from elm_agent.softprompt import to_bytes  # torch enters late: reading commands need none
+
         tell: Observer = observe or _silent
         namespace = lease.job.namespace
         publish.check_trained(trained, state, model)

@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 
 from elm_agent.errors import IndexUnavailable, StorageError, TensorCorrupt, TensorMissing
 from elm_agent.records import KeyKind, MemoryState, utcnow
-from elm_agent.softprompt import from_bytes
 from elm_agent.storage import audit
 from elm_agent.storage.audit import Finding, FindingKind
 from elm_agent.storage.bank import Bank
@@ -120,6 +119,8 @@ class _Visit:
                 self._quarantine(finding)
 
     def _tensor_of(self, memory: MemoryRow) -> Finding | None:
+        from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
+
         try:
             data = self.bank.tensors.get(memory.tensor_digest)
             from_bytes(data, shape=(memory.virtual_tokens, memory.width))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -20,12 +21,14 @@ from elm_agent.records import (
     MemoryState,
     ModelFingerprint,
 )
-from elm_agent.softprompt import SoftPrompt, from_bytes
 from elm_agent.storage import ledger, rows
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import revision_of
 from elm_agent.storage.schema import EpisodeRow, EventRow, KeyRow, MemoryRow, NamespaceRow
 from elm_agent.storage.uses import BROKEN, FIXED, USES
+
+if TYPE_CHECKING:
+    from elm_agent.softprompt import SoftPrompt
 
 _PROMPTS = 64  # prompts kept in memory; 46 KB each for the embedded model, 290 KB for a 7B one
 
@@ -77,6 +80,8 @@ class BankReader:
 
         Raises ``NotFound``, ``TensorMissing`` or ``TensorCorrupt``.
         """
+        from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
+
         with self.database.read() as session:
             memory = ledger.find_memory(session, namespace, memory_id)
         name = (namespace, memory_id, memory.tensor_digest)

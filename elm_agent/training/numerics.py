@@ -45,7 +45,7 @@ def clip_fraction(
 
 
 def kl_k3(logprobs_GT: torch.Tensor, reference_GT: torch.Tensor) -> torch.Tensor:
-    """KL(policy || reference) estimated at each sampled token: exp(d) - d - 1 with d = ref - policy; never negative."""
+    """KL(policy || reference) estimated at each sampled token: exp(d) - d - 1 >= 0, d = ref - policy."""
     difference_GT = reference_GT - logprobs_GT
     return difference_GT.exp() - difference_GT - 1
 
