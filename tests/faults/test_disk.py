@@ -1,7 +1,6 @@
 """Disks that are full, read-only or that changed what they were given."""
 
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dying_worker import make_worker
+from small_disks import fill, remount_read_only, small_disk
 from sqlalchemy import update
 
 from elm_agent.errors import StorageError, TensorCorrupt, TensorMissing
@@ -27,32 +27,18 @@ RECIPE = Recipe(virtual_tokens=3, rollouts=2, steps=1)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", kib=256) as folder:
+        yield folder
 
 
-def remount_read_only(folder: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-
-
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(small_disk: Path) -> None:
-    store = LocalTensors(small_disk)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(disk: Path) -> None:
+    store = LocalTensors(disk)
     kept = store.put(b"k" * 1000)
     with pytest.raises(StorageError) as caught:
         store.put(b"x" * 1_000_000)
     assert str(caught.value) == (
-        f"a tensor of 1000000 bytes could not be stored: the disk of {small_disk} is full; "
+        f"a tensor of 1000000 bytes could not be stored: the disk of {disk} is full; "
         "free some space and run the same command again"
     )
     assert store.temporary(-1) == []
@@ -61,10 +47,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(small_disk: Path) -> Non
     assert store.get(store.put(b"y" * 100_000)) == b"y" * 100_000, "what was half written gave its space back"
 
 
-def test_a_disk_that_became_read_only_can_be_read(small_disk: Path) -> None:
-    store = LocalTensors(small_disk)
+def test_a_disk_that_became_read_only_can_be_read(disk: Path) -> None:
+    store = LocalTensors(disk)
     kept = store.put(b"kept")
-    remount_read_only(small_disk)
+    remount_read_only(disk)
     with pytest.raises(StorageError, match=r"could not be stored: .* is not accessible \(Read-only file system\)"):
         store.put(b"more")
     with pytest.raises(StorageError, match="could not be deleted"):
@@ -113,11 +99,10 @@ def run_once(bank: Bank) -> None:
     make_worker(bank).run(once=True)
 
 
-def test_learning_on_a_full_disk_waits_for_space(small_disk: Path, tmp_path: Path) -> None:
-    with bank_with_tensors_in(small_disk, tmp_path / "bank.sqlite") as bank:
+def test_learning_on_a_full_disk_waits_for_space(disk: Path, tmp_path: Path) -> None:
+    with bank_with_tensors_in(disk, tmp_path / "bank.sqlite") as bank:
         job = queue(bank, "What is 7 times 8?")
-        filler = small_disk / "filler"
-        filler.write_bytes(b"x" * free_bytes(small_disk))
+        filler = fill(disk)
         run_once(bank)
         waiting = bank.jobs.get(job.id)
         assert waiting.state is JobState.QUEUED
@@ -131,11 +116,11 @@ def test_learning_on_a_full_disk_waits_for_space(small_disk: Path, tmp_path: Pat
         assert bank.prompt("default", memory.id).virtual_tokens == 3
 
 
-def test_a_bank_on_a_disk_that_became_read_only_still_serves(small_disk: Path, tmp_path: Path) -> None:
-    with bank_with_tensors_in(small_disk, tmp_path / "bank.sqlite") as bank:
+def test_a_bank_on_a_disk_that_became_read_only_still_serves(disk: Path, tmp_path: Path) -> None:
+    with bank_with_tensors_in(disk, tmp_path / "bank.sqlite") as bank:
         queue(bank, "one")
         run_once(bank)
-        remount_read_only(small_disk)
+        remount_read_only(disk)
         job = queue(bank, "two")
         run_once(bank)
         assert "Read-only file system" in (bank.jobs.get(job.id).reason or "")
@@ -180,8 +165,3 @@ def test_a_tensor_of_another_shape_than_its_record_is_never_served(tmp_path: Pat
             session.execute(update(MemoryRow).values(tensor_digest=digest))
         with pytest.raises(TensorCorrupt, match=r"expected a prompt of shape \(3, 16\); got \(4, 16\)"):
             bank.prompt("default", memory.id)
-
-
-def free_bytes(folder: Path) -> int:
-    stats = os.statvfs(folder)
-    return stats.f_bavail * stats.f_frsize
