@@ -11,7 +11,8 @@ import typer
 from elm_agent.cli.opening import opened_runtime
 from elm_agent.cli.options import Shared
 from elm_agent.cli.output import Output, short
-from elm_agent.errors import InputError
+from elm_agent.errors import InputError, JobError
+from elm_agent.records import JobState
 
 if TYPE_CHECKING:
     from elm_agent.runtime import Runtime
@@ -29,15 +30,18 @@ def ask(
     events: Annotated[
         bool, typer.Option("--events", help="One JSON object a line as it happens; the last is the answer.")
     ] = False,
-) -> None:
-    """Ask one question. What it teaches is queued; `elm-agent worker --once`, or --wait here, learns it."""
+) -> int:
+    """Ask one question. What it teaches is queued; `elm-agent worker --once`, or --wait here, learns it.
+
+    With --wait the exit code is 6 if the learning failed; the answer is told all the same.
+    """
     text = usable_question(sys.stdin.read() if question == "-" else question)
     out = options.output()
     overrides = {} if learn is None else {"learn": learn}
     with opened_runtime(options, worker={"mode": "thread" if wait else "external"}, **overrides) as runtime:
         result = _answer(out, runtime, text, events=events)
-        if wait and result["job_id"]:
-            _wait(out, runtime, result["job_id"])
+        learned = not (wait and result["job_id"]) or _wait(out, runtime, result["job_id"])
+    return 0 if learned else JobError.exit_code
 
 
 def usable_question(text: str) -> str:
@@ -84,7 +88,8 @@ def _told(result: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _wait(out: Output, runtime: Runtime, job_id: str) -> None:
+def _wait(out: Output, runtime: Runtime, job_id: str) -> bool:
+    """Wait for the end of the job; whether it was learned."""
     from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
 
     job = wait_for(
@@ -93,3 +98,4 @@ def _wait(out: Output, runtime: Runtime, job_id: str) -> None:
         observe=lambda _name, _detail: None,
     )
     out.note(f"{job.id}: {job.state}, {job.memory_id or job.reason}")
+    return job.state is JobState.DONE

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 from cli_calls import Elm
+from fake_elm import open_fake_runtime
 from typer.testing import CliRunner, Result
+
+import elm_agent.runtime
 
 
 @pytest.fixture
@@ -22,3 +25,13 @@ def elm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Elm:
         return CliRunner().invoke(app, [str(word) for word in words], prog_name="elm-agent", **more)
 
     return run
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands get a model and a trainer that only pretend, and look after their jobs often."""
+    monkeypatch.setattr(elm_agent.runtime, "open_runtime", open_fake_runtime)
+    monkeypatch.setenv("ELM_TASK", "number")
+    monkeypatch.setenv("ELM_INDEX", "exact")
+    for name, seconds in {"POLL": 0.01, "LEASE": 2, "HEARTBEAT": 0.2}.items():
+        monkeypatch.setenv(f"ELM_WORKER__{name}_SECONDS", str(seconds))

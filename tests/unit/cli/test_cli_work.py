@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_calls import Elm, assert_one_sentence, error_of
-from fake_elm import open_fake_runtime
+from cli_calls import Elm, assert_one_sentence, error_of, start, wait_until
 
-import elm_agent.runtime
 from elm_agent.records import JobState
 from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.storage.bank import Bank
 
 PRODUCTS = [{"question": f"What is {a} times 7?", "answer": a * 7} for a in range(2, 6)]
-FAKE = Path(__file__).with_name("fake_elm.py")
 
-
-@pytest.fixture(autouse=True)
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elm_agent.runtime, "open_runtime", open_fake_runtime)
-    monkeypatch.setenv("ELM_TASK", "number")
-    monkeypatch.setenv("ELM_INDEX", "exact")
-    for name, seconds in {"POLL": 0.01, "LEASE": 2, "HEARTBEAT": 0.2}.items():
-        monkeypatch.setenv(f"ELM_WORKER__{name}_SECONDS", str(seconds))
+pytestmark = pytest.mark.usefixtures("fake")
 
 
 @pytest.fixture
@@ -188,26 +174,6 @@ def test_run_refuses(elm: Elm, questions: Path, tmp_path: Path, words: list[str]
 
 
 # --- signals --------------------------------------------------------------------------------------------
-
-
-def start(tmp_path: Path, *words: object, step: float = 0.0, answer: float = 0.0) -> subprocess.Popen[str]:
-    slow = {"FAKE_STEP_SECONDS": str(step), "FAKE_ANSWER_SECONDS": str(answer)}
-    return subprocess.Popen(
-        [sys.executable, str(FAKE), *map(str, words)],
-        cwd=tmp_path,
-        env={**os.environ, **slow},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until(condition: Any, process: subprocess.Popen[str], seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "it did not happen"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
