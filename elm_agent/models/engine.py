@@ -8,6 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -56,7 +57,7 @@ class LocalModel:
         self._lease = ModelLease()
         self._max_batch_rows = max_batch_rows
         self._join_window = join_window
-        self._kv_heads = kv_heads
+        self.kv_heads = kv_heads
         self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -80,19 +81,26 @@ class LocalModel:
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"]
-        if len(ids) >= self.context_length:
-            raise InputError(
-                f"the question takes {len(ids)} tokens, more than the model's context of "
-                f"{self.context_length}: shorten it or use a model with a longer context"
-            )
+        self._check_length(len(ids))
         return tuple(ids)
 
     def text_embeddings(self, text: str) -> torch.Tensor:
-        """Input embeddings (T, E) of plain text without template: what a memory begins as and is found by."""
+        """Input embeddings (T, E) of plain text without template: what a memory begins as and is found by.
+
+        Raises ``InputError`` when there is no token, or more than the model reads.
+        """
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise InputError("the question is empty: expected some text")
+        self._check_length(len(ids))  # before a book of it is embedded
         return self.network.embed(ids)
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens >= self.context_length:
+            raise InputError(
+                f"the question takes {tokens} tokens, more than the model's context of "
+                f"{self.context_length}: shorten it or use a model with a longer context"
+            )
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """The text of generated ids without special tokens."""
@@ -102,9 +110,10 @@ class LocalModel:
 
     def submit(self, request: GenerationRequest) -> Future[Generation]:
         self._check(request)
-        self._start()
         future: Future[Generation] = Future()
-        self._pending.put((request, future))
+        with self._starting:  # so that nothing is queued behind the end that ``close`` puts there
+            self._start()
+            self._pending.put((request, future))
         return future
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -130,14 +139,14 @@ class LocalModel:
         if kind is KeyKind.INPUT:
             return keys.input_key(embeds_TE)
         with self._lease.answering():
-            return keys.kv_query(self.network, embeds_TE, kv_heads=self._kv_heads)
+            return keys.kv_query(self.network, embeds_TE, kv_heads=self.kv_heads)
 
     def keys(self, prompt: SoftPrompt) -> MemoryKeys:
         prompt_VE = prompt.prompt_VE.to(self.network.device)
         kv = None
         if keys.has_kv_keys(self.network):
             with self._lease.training():
-                kv = keys.kv_key(self.network, prompt_VE, kv_heads=self._kv_heads)
+                kv = keys.kv_key(self.network, prompt_VE, kv_heads=self.kv_heads)
         return MemoryKeys(input=keys.input_key(prompt_VE), kv=kv)
 
     # --- the batching thread -----------------------------------------------------------------------------
@@ -160,12 +169,11 @@ class LocalModel:
             )
 
     def _start(self) -> None:
-        with self._starting:
-            if self._closed:
-                raise ModelError("the model is closed: open a new runtime")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="elm-engine", daemon=True)
-                self._thread.start()
+        if self._closed:
+            raise ModelError("the model is closed: open a new runtime")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="elm-engine", daemon=True)
+            self._thread.start()
 
     def _serve(self) -> None:
         while (first := self._pending.get()) is not None:
@@ -192,15 +200,17 @@ class LocalModel:
         try:
             with self._lease.answering():
                 generations = self._generate([request for request, _ in batch])
-        except Exception as error:  # noqa: BLE001 - it belongs to the callers, who get it from their futures
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers, who get it from their futures
+            traceback.clear_frames(error.__traceback__)  # they hold the batch's tensors: memory for what comes next
             if len(batch) == 1:
                 batch[0][1].set_exception(error)
-            else:  # one row must not cost the others their answers
-                for item in batch:
-                    self._run([item])
+                return
+        else:
+            for (_, future), generation in zip(batch, generations, strict=True):
+                future.set_result(generation)
             return
-        for (_, future), generation in zip(batch, generations, strict=True):
-            future.set_result(generation)
+        for item in batch:  # one row must not cost the others their answers
+            self._run([item])
 
     @torch.no_grad()
     def _generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:

@@ -25,6 +25,7 @@ class ModelLease:
                 self._held = True
             finally:
                 self._answers_waiting -= 1
+                self._free.notify_all()  # training may be waiting for this answer, which an interrupt can end
         try:
             yield
         finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from elm_agent.errors import InputError, ModelError, ModelMismatch
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
+from elm_agent.models.network import Prefix
 from elm_agent.protocols import GenerationRequest
-from elm_agent.records import KeyKind
+from elm_agent.records import Generation, KeyKind
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.testing.tiny import write_tiny_model
 
@@ -92,6 +94,42 @@ def test_a_row_that_fails_does_not_cost_the_others(model: LocalModel) -> None:
         bad.result(timeout=60)
 
 
+def test_a_batch_that_fails_gives_its_memory_back_before_its_rows_run_alone(model: LocalModel) -> None:
+    inner, held = model.network.read, []
+
+    def reading(rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
+        cache = torch.zeros(4)
+        alive = [reference() is not None for reference in held]
+        held.append(weakref.ref(cache))
+        if len(rows) > 1 or len(rows[0]) > len(prompt):
+            raise RuntimeError("out of memory")
+        assert not any(alive)
+        return inner(rows)
+
+    prompt = model.encode(CHAT)
+    model.network.read = reading  # type: ignore[method-assign]
+    memory, plain = model.submit(request(model, prefix=soft())), model.submit(request(model))
+    assert plain.result(timeout=60).token_ids
+    with pytest.raises(RuntimeError, match="out of memory"):
+        memory.result(timeout=60)
+    assert len(held) == 3
+
+
+def test_nothing_that_a_row_raises_ends_the_engine(model: LocalModel) -> None:
+    inner = model._generate
+
+    def failing(requests: Sequence[GenerationRequest]) -> list[Generation]:
+        if any(item.seed == 13 for item in requests):
+            raise SystemExit("a library gave up")
+        return inner(requests)
+
+    model._generate = failing  # type: ignore[method-assign]
+    bad = model.submit(request(model, seed=13))
+    with pytest.raises(SystemExit):
+        bad.result(timeout=60)
+    assert model.submit(request(model)).result(timeout=60).token_ids
+
+
 def test_impossible_requests_are_refused_before_they_run(model: LocalModel) -> None:
     with pytest.raises(ModelMismatch, match="width 8"):
         model.submit(request(model, prefix=soft(width=8)))
@@ -103,6 +141,8 @@ def test_impossible_requests_are_refused_before_they_run(model: LocalModel) -> N
         model.encode([{"role": "user", "content": "x" * 500}])
     with pytest.raises(InputError, match="empty"):
         model.text_embeddings("")
+    with pytest.raises(InputError, match="context of 128"):
+        model.query("x" * 500, KeyKind.INPUT)
 
 
 def test_an_answer_stops_at_the_end_of_the_context(model: LocalModel) -> None:
@@ -132,6 +172,28 @@ def test_a_closed_engine_says_so_and_closing_twice_is_harmless(folder: Path) -> 
     assert future.result(timeout=60).token_ids
     with pytest.raises(ModelError, match="closed"):
         model.submit(request(model))
+
+
+def test_what_comes_while_closing_is_refused_or_answered(folder: Path) -> None:
+    loaded = load_pretrained(str(folder), device="cpu", dtype="float32", offline=True)
+    model = LocalModel(loaded.model, loaded.tokenizer, loaded.fingerprint)
+    model.submit(request(model)).result(timeout=60)
+    item, queue, closers = request(model), model._pending, []
+
+    class Late:  # a queue that lets somebody close the engine just before a request is put into it
+        def put(self, pending: object) -> None:
+            if pending is not None and not closers:
+                closers.append(threading.Thread(target=model.close))
+                closers[0].start()
+                closers[0].join(0.2)
+            queue.put(pending)  # type: ignore[arg-type]
+
+        def get(self, timeout: float | None = None) -> object:
+            return queue.get(timeout=timeout)
+
+    model._pending = Late()  # type: ignore[assignment]
+    assert model.submit(item).result(timeout=10).token_ids
+    closers[0].join(60)
 
 
 def test_a_cancelled_request_is_skipped(model: LocalModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -50,3 +51,34 @@ def test_one_holder_at_a_time_and_a_raising_holder_gives_it_back() -> None:
         raise RuntimeError
     with lease.training():
         pass
+
+
+def test_training_goes_on_when_the_answer_it_waits_for_is_interrupted() -> None:
+    lease, waiting, give_up, trained = ModelLease(), threading.Event(), threading.Event(), threading.Event()
+    wait_for = lease._free.wait_for
+
+    def interrupted(free: Callable[[], bool]) -> bool:
+        if threading.current_thread() is not answer:
+            return wait_for(free)
+        waiting.set()
+        while not give_up.is_set():
+            lease._free.wait(0.01)
+        raise KeyboardInterrupt
+
+    def ask() -> None:
+        with pytest.raises(KeyboardInterrupt), lease.answering():
+            pass
+
+    def train() -> None:
+        with lease.training():
+            trained.set()
+
+    lease._free.wait_for = interrupted  # type: ignore[method-assign,assignment]
+    answer, training = threading.Thread(target=ask), threading.Thread(target=train, daemon=True)
+    answer.start()
+    waiting.wait(10)
+    training.start()
+    assert not trained.wait(0.05)
+    give_up.set()
+    assert trained.wait(10)
+    answer.join(10)
