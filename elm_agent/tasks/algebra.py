@@ -101,6 +101,9 @@ class Algebra:
             answer = process.stdout.readline()
         except OSError:  # a dead worker's pipe; told apart below
             answer = ""
+        except BaseException:  # Ctrl-C: its reply would be read as the next one's
+            self._stop()
+            raise
         finally:
             timer.cancel()
         if answer.endswith("\n"):

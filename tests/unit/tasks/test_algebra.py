@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -20,6 +21,23 @@ from elm_agent.tasks.algebra import Algebra, Timeout
 
 HARD = "9^{9^{9^{9}}}"
 """Sympy does not come back from this."""
+
+
+class Interrupted:
+    """A pipe whose reader is interrupted once."""
+
+    def __init__(self, pipe: IO[str]) -> None:
+        self.pipe = pipe
+        self.interrupts = 1
+
+    def readline(self) -> str:
+        self.interrupts -= 1
+        if self.interrupts == 0:
+            raise KeyboardInterrupt
+        return self.pipe.readline()
+
+    def close(self) -> None:
+        self.pipe.close()
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +131,20 @@ def test_a_dead_worker_is_one_failure_and_then_replaced() -> None:
         worker._process.wait()
         with pytest.raises(TaskError, match="the algebra worker ended with status"):
             worker.same("2x", "x+x")
+        assert worker.same("2x", "x+x")
+    finally:
+        worker.close()
+
+
+def test_an_interrupted_comparison_leaves_no_reply_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Algebra()
+    try:
+        assert worker.same("2x", "x+x")
+        assert worker._process is not None
+        assert worker._process.stdout is not None
+        monkeypatch.setattr(worker._process, "stdout", Interrupted(worker._process.stdout))
+        with pytest.raises(KeyboardInterrupt):
+            worker.same("3x", "3x+1")
         assert worker.same("2x", "x+x")
     finally:
         worker.close()
