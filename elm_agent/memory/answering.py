@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from elm_agent.errors import InputError, TaskError, VerificationError
+from elm_agent.errors import InputError, VerificationError
 from elm_agent.protocols import GenerationRequest, LanguageModel, Task, Verifier
 from elm_agent.records import Candidate, Generation, Route
 
@@ -34,11 +34,13 @@ class Decision:
 
 
 def check_question(question: object) -> str:
-    """The question itself, or an ``InputError`` when it is not a text with something in it."""
+    """The question itself, or an ``InputError`` when it is not a text that can be asked and stored."""
     if not isinstance(question, str):
         raise InputError(f"a question is a text; got {type(question).__name__}")
     if not question.strip():
         raise InputError("the question is blank: expected some text")
+    if "\x00" in question or any("\ud800" <= letter <= "\udfff" for letter in question):
+        raise InputError("the question is not UTF-8 text without NUL characters: it holds what no database stores")
     return question
 
 
@@ -81,8 +83,9 @@ def decide(question: str, memory: Candidate, zero_shot: Candidate, task: Task, v
     try:
         if task.equivalent(memory.answer, zero_shot.answer):
             return plain.decision(Route.AGREED)
-    except TaskError as error:
-        return plain.decision(Route.FAILED_MEMORY, f"the answers could not be compared: {error}")
+    except Exception as error:  # a task of one's own may raise anything
+        logger.warning("task %r cannot compare", task.name, exc_info=error)
+        return plain.decision(Route.FAILED_MEMORY, f"the answers could not be compared: {describe(error)}")
     try:
         choice = _scored(question, plain, verifier)
     except Exception as error:

@@ -99,10 +99,11 @@ def test_a_failing_verifier_is_a_reason_never_a_score(verifier: FixedVerifier) -
     assert decision.memory.score is decision.zero_shot.score is None
 
 
-def test_a_failing_comparison_is_a_reason() -> None:
+@pytest.mark.parametrize("error", [TaskError, KeyError])
+def test_a_failing_comparison_is_a_reason(error: type[Exception]) -> None:
     class Broken(type(TASK)):  # type: ignore[misc]
         def equivalent(self, *_answers: str) -> bool:
-            raise TaskError("cannot compare")
+            raise error("cannot compare")
 
     decision = decide("?", made("1", memory=True), made("2"), Broken(), FixedVerifier())
     assert (decision.route, decision.answer) == (Route.FAILED_MEMORY, "2")
@@ -117,7 +118,7 @@ def test_ask_and_candidate() -> None:
     assert model.batches[0][0].temperature == 0.0
 
 
-@pytest.mark.parametrize("question", ["", " \n\t", None, b"bytes", 3])
+@pytest.mark.parametrize("question", ["", " \n\t", None, b"bytes", 3, "half \ud800", "nul \x00"])
 def test_unusable_questions(question: object) -> None:
     with pytest.raises(InputError):
         check_question(question)
