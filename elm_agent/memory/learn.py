@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from elm_agent.errors import ModelMismatch
+from elm_agent.errors import InputError, ModelMismatch
 from elm_agent.memory.gate import admit
 from elm_agent.protocols import Observer, Trainer
-from elm_agent.records import MemoryRecord, ModelFingerprint, Recipe, digest_of, question_digest
+from elm_agent.records import JobRecord, MemoryRecord, ModelFingerprint, Recipe, digest_of, question_digest
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
@@ -30,7 +30,8 @@ def learn(
         ModelMismatch: the job is for another model.
         JobCancelled: ``cancelled()`` became true between two steps.
         LeaseLost: another worker took the job over; nothing was published.
-        TrainingError, InputError, StorageError: see ``Trainer.train`` and ``Bank.publish``.
+        InputError: the namespace's kv keys are pooled in another way, or see ``Trainer.train``.
+        TrainingError, StorageError: see ``Trainer.train`` and ``Bank.publish``.
     """
     job = lease.job
     if job.model_id != model_fingerprint.id:
@@ -38,6 +39,7 @@ def learn(
             f"job {job.id} is for model {job.model_id[:19]}, this worker has {model_fingerprint.name!r} "
             f"({model_fingerprint.id[:19]}): start a worker with the model of namespace {job.namespace!r}"
         )
+    _check_keys(bank, job)
     seed = memory_seed(job.recipe, job.question)
     trained = trainer.train(job.question, recipe=job.recipe, seed=seed, observe=observe, cancelled=cancelled)
     observe("train.done", {"steps": len(trained.curve), "seconds": trained.seconds})
@@ -52,6 +54,17 @@ def learn(
         reason=reason,
         observe=observe,
     )
+
+
+def _check_keys(bank: Bank, job: JobRecord) -> None:
+    """Keys of one namespace have one width; publishing would say so too, but only after the training is paid for."""
+    for memory in bank.memories(job.namespace, limit=1):
+        pooled = memory.recipe.kv_heads
+        if pooled != job.recipe.kv_heads and bank.keys(job.namespace, memory.id).kv is not None:
+            raise InputError(
+                f"the kv keys of namespace {job.namespace!r} are made with `kv_heads` {pooled!r}, this job has "
+                f"{job.recipe.kv_heads!r}: set it to {pooled!r}, or use another namespace"
+            )
 
 
 def memory_seed(recipe: Recipe, question: str) -> int:

@@ -47,9 +47,9 @@ class GrpoTrainer:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Trained:
         """See ``Trainer.train``. The trajectory is a function of (question, recipe, seed) and the model."""
-        _check(recipe)
-        network, started = self.model.network, time.perf_counter()
         prompt_ids = self.model.encode(self.task.messages(question))
+        _check(recipe, self.model, len(prompt_ids))
+        network, started = self.model.network, time.perf_counter()
         text_TE, last_id = network.embed(prompt_ids[:-1]), prompt_ids[-1]
         # 1. The memory begins as the question's own embeddings; it is the only trainable tensor.
         prompt_VE = numerics.initial_prompt(self.model.text_embeddings(question), recipe.virtual_tokens)
@@ -232,7 +232,16 @@ def _extract(task: Task, text: str) -> tuple[str | None, str | None]:
         return None, str(error)
 
 
-def _check(recipe: Recipe) -> None:
-    for name, known in (("parameterisation", "soft_prompt"), ("objective", "grpo_majority")):
-        if getattr(recipe, name) != known:
-            raise InputError(f"recipe: {name} is {getattr(recipe, name)!r}; this trainer knows {known!r}")
+def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:
+    """Raise ``InputError`` for what this trainer cannot do, or could do and not keep: before the first step."""
+    known = {"parameterisation": "soft_prompt", "objective": "grpo_majority", "kv_heads": model.kv_heads}
+    for name, value in known.items():
+        if getattr(recipe, name) != value:
+            raise InputError(f"recipe: {name} is {getattr(recipe, name)!r}; this trainer knows {value!r}")
+    positions = recipe.virtual_tokens + prompt_length + recipe.max_new_tokens
+    if positions > model.context_length:
+        raise InputError(
+            f"learning from this question takes {positions} positions ({recipe.virtual_tokens} soft, {prompt_length} "
+            f"of the question, {recipe.max_new_tokens} new), more than the model's context of "
+            f"{model.context_length}: lower `learning.max_new_tokens`"
+        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from elm_agent.errors import LeaseLost, ModelMismatch, TrainingError
+from elm_agent.errors import InputError, LeaseLost, ModelMismatch, TrainingError
 from elm_agent.memory.gate import admit
 from elm_agent.memory.learn import learn, memory_seed
 from elm_agent.protocols import LEARN_STEPS
@@ -90,6 +90,18 @@ def test_another_model_is_refused(bank: Bank, enqueue: Callable[..., JobRecord])
     enqueue()
     with pytest.raises(ModelMismatch, match="start a worker with the model"):
         learn_it(bank, lease_of(bank), model_fingerprint=fake_fingerprint("another"))
+
+
+def test_keys_that_could_not_be_stored_are_refused_before_training(
+    bank: Bank, enqueue: Callable[..., JobRecord]
+) -> None:
+    enqueue()
+    learn_it(bank, lease_of(bank))
+    enqueue("What is 9?", recipe=Recipe(steps=2, kv_heads="keep"))
+    trainer = FakeTrainer()
+    with pytest.raises(InputError, match="made with `kv_heads` 'mean', this job has 'keep'"):
+        learn_it(bank, lease_of(bank), trainer)
+    assert trainer.trained == []
 
 
 def test_a_late_result_is_refused(bank: Bank, enqueue: Callable[..., JobRecord]) -> None:

@@ -228,6 +228,20 @@ def test_an_unknown_parameterisation_is_refused_by_name(model: LocalModel) -> No
         )
 
 
+def test_a_recipe_with_other_keys_than_the_model_makes_is_refused(model: LocalModel) -> None:
+    with pytest.raises(InputError, match="kv_heads is 'keep'"):
+        GrpoTrainer(model, get_task("text")).train(QUESTION, recipe=Recipe(kv_heads="keep"), seed=0)
+
+
+def test_rollouts_that_would_leave_the_context_are_refused_before_the_first_step(model: LocalModel) -> None:
+    told: list[str] = []
+    with pytest.raises(InputError, match=r"context of 1024: lower `learning.max_new_tokens`"):
+        GrpoTrainer(model, get_task("text")).train(
+            QUESTION, recipe=Recipe(max_new_tokens=1000), seed=0, observe=lambda name, _detail: told.append(name)
+        )
+    assert told == []
+
+
 def test_rollout_seeds_depend_on_memory_step_and_index_only() -> None:
     seeds = {grpo.rollout_seed(m, s, i) for m in range(4) for s in range(4) for i in range(4)}
     assert len(seeds) == 64
