@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import JobError
-from elm_agent.memory.worker import Worker, is_idle
+from elm_agent.memory.worker import Worker
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
@@ -96,7 +96,7 @@ class ExternalRunner:
         """Workers poll the queue."""
 
     def wait_idle(self, timeout: float | None = None) -> bool:
-        return _wait(lambda: is_idle(self._bank, self._model_id), timeout)
+        return _wait(lambda: self._bank.jobs.idle(self._model_id), timeout)
 
     def stop(self) -> None:
         """Nothing to stop."""

@@ -19,7 +19,7 @@ from elm_agent.memory.answering import describe
 from elm_agent.memory.heartbeat import Heartbeat
 from elm_agent.memory.learn import learn
 from elm_agent.protocols import Observer, Trainer
-from elm_agent.records import JobState, ModelFingerprint
+from elm_agent.records import ModelFingerprint
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
@@ -44,7 +44,7 @@ class Worker:
         backoff_seconds: wait before the second attempt; the queue doubles it each time.
         concurrency: jobs learnt at the same time.
         observe: told every step of ``LEARN_STEPS``, and ``job.done``, ``job.failed``, ``job.cancelled``,
-            ``job.released`` and ``job.lost``; each detail names its ``job_id``.
+            ``job.released`` and ``job.lost``; each detail names its ``job_id``. What it raises is logged.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Worker:
 
     def idle(self) -> bool:
         """Whether no job of this model is queued or running, here or elsewhere."""
-        return is_idle(self.bank, self.model.id)
+        return self.bank.jobs.idle(self.model.id)
 
     # --- one job -----------------------------------------------------------------------------------------
 
@@ -180,7 +180,10 @@ class Worker:
         return observe
 
     def _tell(self, lease: Lease, name: str, detail: dict[str, Any]) -> None:
-        self._observe(name, {"job_id": lease.job.id, "namespace": lease.job.namespace, **detail})
+        try:
+            self._observe(name, {"job_id": lease.job.id, "namespace": lease.job.namespace, **detail})
+        except Exception as error:  # a broken listener costs neither the memory nor the jobs that wait
+            logger.warning("job %s: the observer failed at %r", lease.job.id, name, exc_info=error)
 
     # --- the ways in which a job ends ----------------------------------------------------------------------
 
@@ -219,12 +222,3 @@ class Worker:
             logger.warning("job %s: %r could not be written, its lease will run out: %s", lease.job.id, name, error)
         else:
             self._tell(lease, name, {"reason": reason})
-
-
-def is_idle(bank: Bank, model_id: str) -> bool:
-    """Whether no job for this model is queued or running in any namespace."""
-    return not any(
-        job.model_id == model_id
-        for state in (JobState.QUEUED, JobState.RUNNING)
-        for job in bank.jobs.list(state=state)
-    )

@@ -130,6 +130,12 @@ class JobQueue:
         with self._database.read() as session:
             return [job_record(row) for row in session.scalars(query)]
 
+    def idle(self, model_id: str) -> bool:
+        """Whether no job for this model is queued or running, in any namespace. Cheap: it is asked often."""
+        unfinished = JobRow.state.in_((JobState.QUEUED.value, JobState.RUNNING.value))
+        with self._database.read() as session:
+            return session.scalar(select(JobRow.id).where(unfinished, JobRow.model_id == model_id).limit(1)) is None
+
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state, in all namespaces."""
         with self._database.read() as session:

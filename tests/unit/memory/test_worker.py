@@ -201,18 +201,31 @@ def test_thread_learns_behind_and_stops(bank: Bank, enqueue: Enqueue, make_worke
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_dies_is_not_waited_for(enqueue: Enqueue, make_worker: Make) -> None:
-    def broken(name: str, _detail: Any) -> None:
-        if name == "job.done":
-            raise ValueError("a broken observer")
+def test_a_thread_that_dies_is_not_waited_for(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    def broken(*_args: Any, **_kwargs: Any) -> None:
+        raise ValueError("a broken queue")
 
-    runner = ThreadRunner(make_worker(observe=broken))
     enqueue()
-    enqueue("What is 9?")
+    bank.jobs.claim = broken  # type: ignore[method-assign,assignment]
+    runner = ThreadRunner(make_worker())
     runner.start()
     with pytest.raises(JobError) as caught:
         runner.wait_idle(30)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("step", ["job.claimed", "train.step", "publish.committed", "job.done"])
+def test_an_observer_that_raises_costs_nothing(
+    bank: Bank, enqueue: Enqueue, make_worker: Make, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    def broken(name: str, _detail: Any) -> None:
+        if name == step:
+            raise ValueError("a broken observer")
+
+    jobs = [enqueue(), enqueue("What is 9?")]
+    assert make_worker(observe=broken).run(once=True) == 2
+    assert {bank.jobs.get(job.id).state for job in jobs} == {JobState.DONE}
+    assert f"the observer failed at {step!r}" in caplog.text
 
 
 def test_external_only_waits(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
