@@ -5,12 +5,23 @@ The only room that imports transformers. Knows nothing of memories' records, sto
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from elm_agent.models.engine import LocalModel
+
+
+def wait_passively() -> None:
+    """Let idle threads of OpenMP sleep instead of spin; must come before torch is imported, else it changes nothing.
+
+    Decoding is many small parallel sections. On a machine that does anything else, spinning threads take the
+    processor from the one that is waited for: medians were up to nine times longer (docs/LOG.md). A value that the
+    user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def load(
@@ -37,6 +48,7 @@ def load(
     Raises:
         ModelUnavailable: its files are not here and could not be fetched.
     """
+    wait_passively()
     import torch
 
     from elm_agent.models.engine import LocalModel
