@@ -7,6 +7,7 @@ for counting only. Knows nothing of terminals: what happens is told to an observ
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -78,11 +79,13 @@ def run_demo(
     out: Path,
     observe: Observer,
     open_runtime: Callable[[Settings, Observer], Runtime],
+    program: str = "elm-agent",
 ) -> DemoReport:
     """Answer ``questions`` problems in order and learn from the first ``memories`` of them.
 
     ``observe`` is told ``start``, ``answer`` and ``learned`` (see ``run_stream``), ``train.step`` and ``report``.
-    ``open_runtime`` opens the runtime for settings and an observer of its learning.
+    ``open_runtime`` opens the runtime for settings and an observer of its learning; ``program`` is how the commands
+    to try next begin.
 
     Raises:
         ElmError: whatever answering or storing raises; what was answered until then is in the results file.
@@ -123,7 +126,7 @@ def run_demo(
         home=settings.home,
         results=results.path,
         picture=picture,
-        next_commands=_next_commands(settings, diary),
+        next_commands=_next_commands(settings, diary, program),
     )
     observe("report", asdict(report))
     return report
@@ -149,11 +152,13 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _next_commands(settings: Settings, diary: _Diary) -> tuple[str, ...]:
-    where = f"--home {settings.home} --namespace {settings.namespace}"
+def _next_commands(settings: Settings, diary: _Diary, program: str) -> tuple[str, ...]:
+    where = f"--home {shlex.quote(str(settings.home))} --namespace {settings.namespace}"
+    if settings.model != Settings.model_fields["model"].default:
+        where += f" --model {shlex.quote(settings.model)}"
     memory_id = diary.learned[0]["memory_id"] if diary.learned else "MEMORY_ID"
     return (
-        f"elm-agent memories list {where}",
-        f"elm-agent memories why {memory_id} {where}",
-        f'elm-agent ask "What is 7 times 6?" {where}',
+        f"{program} memories list {where}",
+        f"{program} memories why {memory_id} {where}",
+        f'{program} ask "What is 7 times 6?" {where}',
     )

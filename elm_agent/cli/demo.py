@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -47,6 +50,7 @@ def demo(
             out=out or settings.home / "demo",
             observe=_Teller(show, bar),
             open_runtime=partial(_open, show),
+            program=_program(),
         )
 
 
@@ -73,6 +77,11 @@ class _Teller:
         elif name == "report":
             _report(self._show, detail)
         self._bar(name in ("answer", "failure"), "")
+
+
+def _program() -> str:
+    """How to call this program again: by its name where the shell finds it, else by its path from here."""
+    return "elm-agent" if shutil.which("elm-agent") else os.path.relpath(sys.argv[0])
 
 
 def _open(show: Output, settings: Settings, observe: Observer) -> Runtime:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,17 @@ def test_the_commands_to_try_next_work(elm: Elm) -> None:
     for command in report["next_commands"]:
         _, *words = shlex.split(command)
         assert elm(*words).exit_code == 0, command
+
+
+def test_without_a_name_in_the_path_the_commands_begin_with_the_program(
+    elm: Elm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / ".venv/bin/elm-agent")])
+    told = elm("demo", "--questions", 1, "--memories", 0, "--model", "my model", "--json").stdout.splitlines()
+    for command in json.loads(told[-1])["next_commands"]:
+        assert shlex.split(command)[0] == ".venv/bin/elm-agent"
+        assert shlex.split(command)[-2:] == ["--model", "my model"]
 
 
 def test_learning_comes_after_the_answer_and_stops_at_the_number_asked_for(elm: Elm) -> None:
