@@ -62,10 +62,14 @@ class RetrievalSettings(_Section):
 class VerificationSettings(_Section):
     """How two different answers are judged (METHOD section 3)."""
 
-    verifier: Literal["mean_logprob", "self_certainty", "majority", "prm"] = "mean_logprob"
+    verifier: Literal["mean_logprob", "self_certainty", "majority", "prm"] = Field(
+        "mean_logprob", description="judges two different answers; the default from our comparison"
+    )
     samples: int = Field(8, ge=1, description="extra samples of the majority verifier")
     prm_path: Path | None = Field(None, description="folder of a process reward model (Qwen2.5-Math-PRM format)")
-    prm_aggregate: Literal["product", "min", "last"] = "product"
+    prm_aggregate: Literal["product", "min", "last"] = Field(
+        "product", description="how the scores of the steps become one"
+    )
 
 
 class WorkerSettings(_Section):
@@ -91,8 +95,10 @@ class Settings(BaseSettings):
     # the model
     model: str = Field("smollm2-135m", description="embedded name, hub id, folder or .gguf file")
     gguf_file: str | None = Field(None, description="name of the GGUF file inside `model`")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        "auto", description="of the weights; auto: float32 on a CPU, as stored on a GPU"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; None: all cores")
     cache_dir: Path | None = Field(None, description="downloaded models; None: the user cache folder")
     offline: bool = Field(False, description="never use the network, not even for `model`")
@@ -111,7 +117,7 @@ class Settings(BaseSettings):
     namespace: str = Field("default", description="tenant boundary in every store")
 
     # the work
-    task: TaskName = "math"
+    task: TaskName = Field("math", description="how to ask, and which answers are equal")
     max_new_tokens: int = Field(256, ge=1, description="most tokens of an answer")
     learn: bool = Field(True, description="queue one learning job after each answer")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from elm_agent.errors import SettingsError
 from elm_agent.settings import Settings, check_namespace, load_settings
@@ -67,3 +69,14 @@ def test_the_recipe_is_the_learning_section() -> None:
     recipe = settings.learning.recipe()
     assert (recipe.steps, recipe.temperature, recipe.parameterisation) == (2, 0.9, "soft_prompt")
     assert recipe.id != Settings().learning.recipe().id
+
+
+def test_every_setting_says_what_it_is() -> None:
+    def undescribed(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from undescribed(field.annotation, f"{name}.")
+            elif not field.description:
+                yield prefix + name
+
+    assert list(undescribed(Settings)) == []
