@@ -83,7 +83,7 @@ class GrpoTrainer:
                 step=step,
                 majority_answer=answer,
                 vote_share=share,
-                reward_mean=sum(rewards) / len(rewards) if rewards else 0.0,
+                reward_mean=sum(rewards) / len(rewards),
                 loss=loss,
                 kl=kl,
                 grad_norm=norm,
@@ -120,6 +120,8 @@ class GrpoTrainer:
         """Texts, answers and majority-vote rewards of a group, the majority answer and its share of the group."""
         texts = [self.model.decode_text(row.tokens) for row in rows]
         answers, failures = zip(*(_extract(self.task, text) for text in texts), strict=True)
+        if all(failures):
+            raise TrainingError(f"step {step + 1}: no answer of {len(rows)} could be extracted: {failures[0]}")
         vote = majority(answers, self.task.equivalent)
         group = [
             Rollout(
@@ -229,7 +231,7 @@ def _extract(task: Task, text: str) -> tuple[str | None, str | None]:
     try:
         return task.extract(text), None
     except TaskError as error:
-        return None, str(error)
+        return None, str(error) or type(error).__name__
 
 
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:

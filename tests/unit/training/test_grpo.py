@@ -183,21 +183,34 @@ def test_equal_rewards_without_kl_leave_the_memory_where_it_is(model: LocalModel
     assert torch.equal(trained.prompt.prompt_VE, numerics.initial_prompt(model.text_embeddings(QUESTION), 4))
 
 
-def test_a_reward_that_fails_is_recorded_and_never_counts_as_zero(model: LocalModel) -> None:
+@pytest.mark.parametrize(("said", "failure"), [(["the checker broke"], "the checker broke"), ([], "TaskError")])
+def test_a_reward_that_fails_is_recorded_and_never_counts_as_zero(
+    model: LocalModel, said: list[str], failure: str
+) -> None:
     class Fragile(OneToken):
         calls = 0
 
         def extract(self, text: str) -> str | None:
             self.calls += 1
             if self.calls == 2:
-                raise TaskError("the checker broke")
+                raise TaskError(*said)
             return "same" + text[:0]
 
     recipe = Recipe(rollouts=4, steps=1, max_new_tokens=4, virtual_tokens=4)
     trained = GrpoTrainer(model, Fragile()).train(QUESTION, recipe=recipe, seed=0)
     assert [rollout.reward for rollout in trained.rollouts] == [1.0, None, 1.0, 1.0]
-    assert trained.rollouts[1].failure == "the checker broke"
+    assert trained.rollouts[1].failure == failure
     assert trained.final.reward_mean == 1.0
+
+
+def test_a_group_without_any_reward_is_a_failure_and_not_a_mean_of_zero(model: LocalModel) -> None:
+    class Broken(OneToken):
+        def extract(self, text: str) -> str | None:
+            raise TaskError(f"the checker broke{text[:0]}")
+
+    recipe = Recipe(rollouts=4, steps=1, max_new_tokens=4, virtual_tokens=4)
+    with pytest.raises(TrainingError, match="step 1: no answer of 4 could be extracted: the checker broke"):
+        GrpoTrainer(model, Broken()).train(QUESTION, recipe=recipe, seed=0)
 
 
 def test_cancellation_is_seen_between_steps(model: LocalModel) -> None:
