@@ -218,6 +218,8 @@ def _verifier(settings: Settings, model: LanguageModel, task: Task, given: Verif
 
     if given is not None:
         if hasattr(given, "score"):
+            if not isinstance(getattr(given, "name", None), str):
+                raise SettingsError(f"verifier= is a {type(given).__name__} without a name: give it one, for reasons")
             return cast(Verifier, given)
         if callable(given):
             return verification.CallableVerifier(given)

@@ -18,6 +18,11 @@ from elm_agent.testing.tiny import write_tiny_model
 from elm_agent.training import GrpoTrainer
 
 
+class Nameless:
+    def score(self, _question: str, _candidates: Any) -> list[Any]:
+        return []
+
+
 def fake(home: Path, **more: Any) -> Any:
     return open_runtime(**({"model": FakeModel(), "trainer": FakeTrainer(), "home": home} | more))
 
@@ -30,6 +35,7 @@ def fake(home: Path, **more: Any) -> Any:
         ({"worker": {"lease_seconds": 5, "heartbeat_seconds": 5}}, ["heartbeat_seconds", "lease_seconds"]),
         ({"learning": {"virtual_tokens": 50}, "model": FakeModel(context_length=51)}, ["virtual_tokens", "51"]),
         ({"verifier": "majority"}, ["verifier=", "verification.verifier"]),
+        ({"verifier": Nameless()}, ["verifier=", "Nameless", "name"]),
         ({"trainer": None}, ["FakeModel", "trainer="]),
         ({"no_such_setting": 1}, ["no_such_setting"]),
         ({"database_url": "sqlite://"}, ["on disk"]),
