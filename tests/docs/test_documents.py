@@ -76,6 +76,15 @@ def test_the_settings_of_the_readme_are_settings() -> None:
         assert isinstance(eval(call, {"Settings": Settings}), Settings)  # noqa: S307 - our own README
 
 
+def test_sections_of_the_method_that_the_code_names_exist() -> None:
+    text = (ROOT / "docs" / "METHOD.md").read_text("utf-8")
+    sections = set(re.findall(r"^## (\d)\.", text, re.MULTILINE))
+    code = "\n".join(path.read_text("utf-8") for path in (ROOT / "elm_agent").rglob("*.py"))
+    named = re.findall(r"METHOD (?:section )?(\d)", code)
+    assert named
+    assert set(named) <= sections
+
+
 # --- the map of rooms -----------------------------------------------------------------------------------
 
 ROWS = [
