@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from elm_agent.models.engine import LocalModel
 
 
-def wait_passively() -> None:
-    """Let idle threads of OpenMP sleep instead of spin; must come before torch is imported, else it changes nothing.
+def spin_briefly() -> None:
+    """Let idle OpenMP threads spin for microseconds before they sleep; must come before torch is imported.
 
-    Decoding is many small parallel sections. On a machine that does anything else, spinning threads take the
-    processor from the one that is waited for: medians were up to nine times longer (docs/LOG.md). A value that the
-    user has set stays.
+    Decoding is many small parallel sections. Beside other work, threads that spin for long (the default) take the
+    processor from the one that is waited for; threads that never spin are slow on a quiet machine. A value or wait
+    policy that the user has set stays. Figures: docs/LOG.md.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def load(
@@ -48,7 +49,7 @@ def load(
     Raises:
         ModelUnavailable: its files are not here and could not be fetched.
     """
-    wait_passively()
+    spin_briefly()
     import torch
 
     from elm_agent.models.engine import LocalModel
