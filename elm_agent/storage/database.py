@@ -8,6 +8,7 @@ disk when it returns. PostgreSQL: READ COMMITTED, rows are locked where they are
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -67,13 +69,19 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads."""
-        with self._explained(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+        with (
+            signals_wait(),
+            self._explained(),
+            Session(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that may write: committed and durable when the block ends, undone when it raises."""
         with (
+            signals_wait(),
             self._explained(),
             self._turn(),
             Session(self._writing, expire_on_commit=False) as session,
@@ -117,6 +125,33 @@ class Database:
             yield
         except SQLAlchemyError as error:
             raise explain(error, self.where) from error
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect when the block ends, not inside.
+
+    An exception out of nowhere between two lines of the driver or the pool would leave a connection open with its
+    lock, and SQLite would make every other writer wait for it. Only the main thread is ever interrupted so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if callable(handler):  # what is ignored or left to the system stays so
+            signal.signal(number, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        for caught, frame in came[:1]:
+            handler = before[signal.Signals(caught)]
+            assert callable(handler)
+            handler(caught, frame)
 
 
 def _checked_url(url: str) -> URL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import sys
 import threading
@@ -226,3 +227,25 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StorageError, match=r"pip install 'elm-agent\[postgres\]'"):
         Database.open("postgresql://localhost/x")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_an_interrupt_waits_for_the_end_of_a_transaction(
+    database: Database, kind: str, number: signal.Signals
+) -> None:
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before, reached = signal.signal(number, interrupt), False
+    try:
+        with pytest.raises(KeyboardInterrupt), getattr(database, kind)() as session:  # noqa: PT012
+            signal.raise_signal(number)
+            session.scalar(text("SELECT 1"))
+            reached = True
+        assert reached
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    with database.write() as session:  # nothing is left locked
+        session.scalar(text("SELECT 1"))
