@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -76,6 +76,7 @@ def run_demo(
     seed: int,
     questions: int,
     memories: int,
+    families: Sequence[str] = FAMILIES,
     out: Path,
     observe: Observer,
     open_runtime: Callable[[Settings, Observer], Runtime],
@@ -92,7 +93,7 @@ def run_demo(
     """
     started = time.perf_counter()
     settings = demo_settings(settings, seed=seed, now=datetime.now())
-    problems = arithmetic_stream(seed=seed, count=questions, families=FAMILIES)
+    problems = arithmetic_stream(seed=seed, count=questions, families=families)
     lines = [
         Line(number=number, question=problem.question, reference=problem.reference, fault=None)
         for number, problem in enumerate(problems, start=1)
@@ -114,7 +115,7 @@ def run_demo(
         agent=[bool(record.get("right")) for record in records],
         learned_after=[detail["line"] for detail in diary.learned],
         vote_shares=diary.vote_shares,
-        title=f"{questions} questions of {' and '.join(FAMILIES)}, seed {seed}: no labels were used",
+        title=f"{questions} questions of {' and '.join(families)}, seed {seed}: no labels were used",
     )
     report = DemoReport(
         seed=seed,

@@ -31,12 +31,15 @@ def demo(
     memories: Annotated[
         int | None, typer.Option("--memories", min=0, help="Learn from so many questions, the first ones.")
     ] = None,
+    family: Annotated[
+        list[str] | None, typer.Option("--family", help="Kind of question; give it again for a mixed stream.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of results and pictures.")] = None,
 ) -> None:
     """Watch a small language model get better at a stream of questions, without labels, keys or a GPU."""
     settings = options.load()
     show = options.output()
-    from elm_agent.bench.demo import FULL, SHORT, run_demo
+    from elm_agent.bench.demo import FAMILIES, FULL, SHORT, run_demo
 
     size = SHORT if brief else FULL
     count = questions or size.questions
@@ -47,6 +50,7 @@ def demo(
             seed=seed,
             questions=count,
             memories=min(count, size.memories if memories is None else memories),
+            families=family or FAMILIES,
             out=out or settings.home / "demo",
             observe=_Teller(show, bar),
             open_runtime=partial(_open, show),
