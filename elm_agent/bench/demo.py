@@ -107,12 +107,12 @@ def run_demo(
             only_answer = parts_of(runtime, observe=observe, context={"learn": False})
             run_stream(lines, results, only_answer, observe=diary)
         summary = summarise(lines, results)
-        records = [results.records[line.number] for line in lines]
+        judged = [record for line in lines if (record := results.records[line.number]).get("right") is not None]
     picture = folder / "stream.png"
     draw_stream(
         picture,
-        zero_shot=[bool(record.get("zero_shot_right")) for record in records],
-        agent=[bool(record.get("right")) for record in records],
+        zero_shot=[record["zero_shot_right"] for record in judged],
+        agent=[record["right"] for record in judged],
         learned_after=[detail["line"] for detail in diary.learned],
         vote_shares=diary.vote_shares,
         title=f"{questions} questions of {' and '.join(families)}, seed {seed}: no labels were used",

@@ -207,7 +207,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     safe = sqlite3.sqlite_version_info >= _WAL_SAFE
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")
-    # Both are durable at commit. A kept rollback journal costs half the syncs of one that is made and deleted.
+    # Both are durable at commit. A kept rollback journal is a little quicker than one that is made and deleted.
     cursor.execute(f"PRAGMA journal_mode = {'WAL' if safe else 'PERSIST'}")
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.close()
