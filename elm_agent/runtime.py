@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,9 +90,9 @@ def open_bank(settings: Settings | None = None, *, owns_index: bool = True) -> B
     settings = settings or Settings()
     return Bank(
         Database.open(settings.resolved_database_url),
-        LocalTensors(settings.resolved_tensor_dir),
+        LocalTensors(Path(settings.resolved_tensors)),
         exact_limit=settings.exact_limit,
-        index=settings.index,
+        index=cast(Any, settings.index),
         chroma=ChromaIndex(settings.home / "chroma") if owns_index and settings.index != "exact" else None,
     )
 
@@ -302,3 +303,5 @@ def _runner(settings: Settings, worker: Worker) -> JobRunner:
             return ThreadRunner(worker)
         case "external":
             return ExternalRunner(worker.bank, worker.model.id)
+        case "ray":
+            raise SettingsError("worker.mode 'ray' is not wired yet")

@@ -75,14 +75,63 @@ class VerificationSettings(_Section):
 class WorkerSettings(_Section):
     """How background learning runs."""
 
-    mode: Literal["thread", "inline", "external"] = Field(
-        "thread", description="in this process, before the node returns (tests), or by `elm-agent worker`"
+    mode: Literal["thread", "inline", "external", "ray"] = Field(
+        "thread", description="in this process, before the node returns (tests), by `elm-agent worker`, or on Ray"
     )
     lease_seconds: float = Field(60.0, gt=0, description="a job without a heartbeat for this long is taken over")
     heartbeat_seconds: float = Field(10.0, gt=0, description="how often a worker says that it lives")
     poll_seconds: float = Field(0.5, gt=0, description="how often an idle worker looks for a job")
     max_attempts: int = Field(3, ge=1, description="a job that fails this often stays failed")
     backoff_seconds: float = Field(5.0, ge=0, description="wait before the second attempt; doubles each time")
+
+
+class EncryptionSettings(_Section):
+    """Encryption at rest: tensors, and the text of questions, answers and rollouts."""
+
+    key_env: str | None = Field(None, description="environment variable with the master key, 32 bytes in base64")
+    key_file: Path | None = Field(None, description="file with the master key, 32 bytes in base64")
+
+    @property
+    def wanted(self) -> bool:
+        return self.key_env is not None or self.key_file is not None
+
+
+class EvictionSettings(_Section):
+    """When memories retire by themselves. None switches a rule off; a pinned memory never goes."""
+
+    ttl_days: float | None = Field(None, gt=0, description="a memory older than this retires")
+    capacity: int | None = Field(None, ge=0, description="most active memories of a namespace; the least useful go")
+    unused_days: float | None = Field(None, gt=0, description="a memory unused for this long retires")
+    min_utility: float | None = Field(
+        None, description="(fixed - broken) / settled uses below which a memory retires"
+    )
+    min_utility_uses: int = Field(10, ge=1, description="settled uses before `min_utility` judges a memory")
+    duplicate_similarity: float | None = Field(
+        None, gt=0, le=1, description="cosine of input keys from which the less useful of two memories retires"
+    )
+    models_in_use: tuple[str, ...] | None = Field(
+        None, description="model ids or names; memories of other models retire"
+    )
+    where: str | None = Field(None, description="expression over a memory's fields; those it is true for retire")
+    undo_days: float = Field(7.0, ge=0, description="how long a retired memory can be restored before a purge")
+    purge: bool = Field(False, description="whether `maintain` purges what was retired before the undo window")
+    every_seconds: float | None = Field(
+        None, gt=0, description="how often a worker applies these rules; None: only `elm-agent maintain`"
+    )
+
+
+class RaySettings(_Section):
+    """Background learning on a Ray cluster."""
+
+    address: str | None = Field(None, description="of the cluster; None: RAY_ADDRESS, or one on this machine")
+    min_actors: int = Field(1, ge=0, description="workers that are kept even when the queue is empty")
+    max_actors: int = Field(2, ge=1, description="most workers, each with a model of its own")
+    num_cpus: float = Field(1.0, ge=0, description="CPUs reserved for each worker")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs reserved for each worker; 0.25: four share one")
+    strategy: Literal["SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK"] = Field(
+        "SPREAD", description="how workers are placed on nodes"
+    )
+    jobs_per_actor: int = Field(2, ge=1, description="queued jobs for each worker before another one is started")
 
 
 class Settings(BaseSettings):
@@ -108,13 +157,22 @@ class Settings(BaseSettings):
     # where things lie
     home: Path = Field(Path(".elm"), description="folder of the embedded bank")
     database_url: str | None = Field(None, description="SQLAlchemy URL; None: SQLite under `home`")
-    tensor_dir: Path | None = Field(None, description="folder of tensors; None: `home`/tensors")
-    index: Literal["auto", "exact", "chroma"] = Field(
+    tensors: str | None = Field(
+        None, description="folder or fsspec URL (s3://bucket/prefix) of tensors; None: `home`/tensors"
+    )
+    tensor_options: dict[str, Any] = Field(
+        default_factory=dict, description="options of the fsspec file system, such as endpoint_url; no secrets"
+    )
+    index: str = Field(
         "auto",
-        description="auto feeds Chroma and reads by exact scan up to `exact_limit` memories; or one of them for all",
+        description="auto feeds embedded Chroma and reads by exact scan up to `exact_limit` memories; exact; chroma; "
+        "pgvector (in the PostgreSQL database); or a server: chroma+http://HOST:PORT, qdrant+http://HOST:PORT",
     )
     exact_limit: int = Field(20_000, ge=0, description="memories per namespace that an exact scan serves")
     namespace: str = Field("default", description="tenant boundary in every store")
+    shared_namespaces: tuple[str, ...] = Field(
+        (), description="namespaces of the same model whose memories are read, never changed, beside one's own"
+    )
 
     # the work
     task: TaskName = Field("math", description="how to ask, and which answers are equal")
@@ -125,11 +183,24 @@ class Settings(BaseSettings):
     retrieval: RetrievalSettings = RetrievalSettings()
     verification: VerificationSettings = VerificationSettings()
     worker: WorkerSettings = WorkerSettings()
+    encryption: EncryptionSettings = EncryptionSettings()
+    eviction: EvictionSettings = EvictionSettings()
+    ray: RaySettings = RaySettings()
 
     @field_validator("namespace")
     @classmethod
     def _namespace(cls, value: str) -> str:
         return check_namespace(value)
+
+    @field_validator("shared_namespaces")
+    @classmethod
+    def _shared(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_namespace(name) for name in value)
+
+    @field_validator("index")
+    @classmethod
+    def _index(cls, value: str) -> str:
+        return check_index(value)
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -147,8 +218,9 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.home.absolute() / 'elm.sqlite'}"
 
     @property
-    def resolved_tensor_dir(self) -> Path:
-        return self.tensor_dir or self.home / "tensors"
+    def resolved_tensors(self) -> str:
+        """A folder, or the URL of a file system that fsspec knows."""
+        return self.tensors or str(self.home / "tensors")
 
 
 def check_namespace(value: str) -> str:
@@ -160,6 +232,21 @@ def check_namespace(value: str) -> str:
             "beginning with a letter, digit or '_'"
         )
     return value
+
+
+def check_index(value: str) -> str:
+    """A usable ``index`` setting, or a ``SettingsError``."""
+    words, servers = (
+        ("auto", "exact", "chroma", "pgvector"),
+        ("chroma+http", "chroma+https", "qdrant+http", "qdrant+https"),
+    )
+    scheme, separator, rest = value.partition("://")
+    if value in words or (separator and scheme in servers and rest.strip("/")):
+        return value
+    raise SettingsError(
+        f"index {value[:80]!r} is not known: expected {', '.join(words)}, or a server's URL that begins with "
+        f"{', '.join(f'{server}://' for server in servers)}"
+    )
 
 
 def load_settings(path: str | os.PathLike[str] | None = None, **overrides: Any) -> Settings:

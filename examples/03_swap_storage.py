@@ -17,7 +17,7 @@ from elm_agent.verification import CallableVerifier
 def main() -> None:
     # 1. Everything is a setting; ELM_... variables and TOML files say the same.
     home = Path(tempfile.mkdtemp())
-    settings = Settings(home=home, index="chroma", tensor_dir=home / "memories", retrieval={"key": "kv"})
+    settings = Settings(home=home, index="chroma", tensors=str(home / "memories"), retrieval={"key": "kv"})
 
     # 2. Parts can be objects: here the shorter of two different answers wins.
     shorter = CallableVerifier(lambda _question, candidate: -len(candidate.text), name="shorter")
@@ -29,7 +29,7 @@ def main() -> None:
             print(f"{question}  ->  {out['answer']}  [{out['route']}]", flush=True)
             runtime.runner.wait_idle()
         print(f"database  {settings.resolved_database_url}")
-        print(f"tensors   {sorted(path.name for path in settings.resolved_tensor_dir.rglob('*.safetensors'))}")
+        print(f"tensors   {sorted(path.name for path in settings.resolved_tensors.rglob('*.safetensors'))}")
 
 
 if __name__ == "__main__":

@@ -308,12 +308,12 @@ def _learn(runtime: Runtime, question: str, namespace: str = "default") -> str:
 
 
 def _break_tensor(runtime: Runtime) -> None:
-    (file,) = runtime.settings.resolved_tensor_dir.rglob("*.safetensors")
+    (file,) = Path(runtime.settings.resolved_tensors).rglob("*.safetensors")
     file.write_bytes(b"altered" + file.read_bytes()[7:])
 
 
 def _lose_tensor(runtime: Runtime) -> None:
-    (file,) = runtime.settings.resolved_tensor_dir.rglob("*.safetensors")
+    (file,) = Path(runtime.settings.resolved_tensors).rglob("*.safetensors")
     file.unlink()
 
 
