@@ -21,6 +21,8 @@ from elm_agent.settings import Settings, load_settings
 if TYPE_CHECKING:
     from elm_agent.memory.worker import Worker
     from elm_agent.storage.bank import Bank
+    from elm_agent.storage.feed import FedIndex
+    from elm_agent.storage.search import IndexChoice
 
 Progress = Callable[[int, int], None]
 """``progress(bytes_done, bytes_in_all)`` while a model is downloaded."""
@@ -77,14 +79,13 @@ class Runtime:
 def open_bank(settings: Settings | None = None, *, owns_index: bool = True) -> Bank:
     """The bank of ``settings`` without a model, for audits. Makes an empty one where there is none.
 
-    ``owns_index=False``: never open Chroma, which bears one process only; for workers beside an agent.
+    ``owns_index=False``: never open embedded Chroma, which bears one process only; for workers beside an agent.
 
     Raises:
         StorageError: the database or its folder cannot be used.
     """
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.database import Database
-    from elm_agent.storage.index_chroma import ChromaIndex
     from elm_agent.storage.tensors import LocalTensors
 
     settings = settings or Settings()
@@ -92,9 +93,23 @@ def open_bank(settings: Settings | None = None, *, owns_index: bool = True) -> B
         Database.open(settings.resolved_database_url),
         LocalTensors(Path(settings.resolved_tensors)),
         exact_limit=settings.exact_limit,
-        index=cast(Any, settings.index),
-        chroma=ChromaIndex(settings.home / "chroma") if owns_index and settings.index != "exact" else None,
+        index=_index_choice(settings),
+        durable=_durable_index(settings, owns_index),
     )
+
+
+def _index_choice(settings: Settings) -> IndexChoice:
+    choices: dict[str, IndexChoice] = {"auto": "auto", "exact": "exact"}
+    return choices.get(settings.index, "durable")
+
+
+def _durable_index(settings: Settings, owns_index: bool) -> FedIndex | None:
+    """Every process opens a server's index; embedded Chroma bears one, its owner."""
+    if settings.index in ("auto", "chroma") and owns_index:
+        from elm_agent.storage.index_chroma import ChromaIndex
+
+        return ChromaIndex(settings.home / "chroma")
+    return None
 
 
 def open_runtime(

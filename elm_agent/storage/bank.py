@@ -60,19 +60,20 @@ class Bank(BankReader):
         *,
         exact_limit: int = 20_000,
         index: IndexChoice = "auto",
-        chroma: FedIndex | None = None,
+        durable: FedIndex | None = None,
         exact: KeyIndex | None = None,
     ) -> None:
-        """``index``: 'exact' scans, 'chroma' asks Chroma and fails without it, 'auto' scans up to
-        ``exact_limit`` active memories of a namespace and asks Chroma above, or scans and says why it must.
-        ``chroma``: given only in the process that owns it. The bank closes what it is given.
+        """``index``: 'exact' scans, 'durable' asks ``durable`` and fails without it, 'auto' scans up to
+        ``exact_limit`` active memories of a namespace and asks ``durable`` above, or scans and says why it must.
+        ``durable``: an index that not every process may open is given only in its owner. The bank closes what
+        it is given.
         """
         super().__init__(database, tensors)
-        self.chroma = chroma
+        self.durable = durable
         self.jobs = JobQueue(database)
         self._use_log = UseLog(database)
         self._exact = exact or ExactIndex()
-        self._search = Search(database, exact=self._exact, durable=chroma, choice=index, exact_limit=exact_limit)
+        self._search = Search(database, exact=self._exact, durable=durable, choice=index, exact_limit=exact_limit)
 
     # --- namespaces -------------------------------------------------------------------------------------
 
@@ -234,27 +235,27 @@ class Bank(BankReader):
 
         Raises:
             NotFound: the namespace is not in this bank.
-            IndexUnavailable: only with ``index='chroma'``; 'auto' scans exactly and logs the reason.
+            IndexUnavailable: only with ``index='durable'``; 'auto' scans exactly and logs the reason.
         """
         return self._search.nearest(
             namespace, kind, query, k, min_similarity=min_similarity, exclude=exclude_question
         )
 
     def feed(self) -> int:
-        """Bring Chroma up to date; how many keys came or went. Only in its owner process.
+        """Bring the durable index up to date; how many keys came or went. Only where it is open.
 
         Raises ``IndexUnavailable``.
         """
         return sum(self._search.feed(info.name) for info in self.namespaces())
 
-    def uses_chroma(self) -> bool:
-        """Whether Chroma is kept in step with the database: always, unless the ``index`` setting is 'exact'."""
+    def uses_durable(self) -> bool:
+        """Whether a durable index is kept in step with the database: always, unless ``index`` is 'exact'."""
         return self._search.keeps_durable()
 
     def close(self) -> None:
         """Give the indexes and the database back. The bank cannot be used afterwards."""
-        if self.chroma is not None:
-            self.chroma.close()
+        if self.durable is not None:
+            self.durable.close()
         self._exact.close()
         self.database.close()
 

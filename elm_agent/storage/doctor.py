@@ -177,11 +177,11 @@ class _Visit:
     # --- the durable index ------------------------------------------------------------------------------
 
     def index(self) -> None:
-        index = self.bank.chroma
-        served = [info.name for info in self.bank.namespaces() if self.bank.uses_chroma()]
+        index = self.bank.durable
+        served = [info.name for info in self.bank.namespaces() if self.bank.uses_durable()]
         if index is None or not served:
             if served:
-                self.skipped.append("the Chroma index is not open here: examine it in the process that owns it")
+                self.skipped.append("the durable index is not open here: examine it in the process that owns it")
             return
         try:
             if self.repair:
@@ -189,7 +189,7 @@ class _Visit:
             wrong = [finding for namespace in served for finding in self._entries(index, namespace)]
             self.findings += self._mend_index(index, wrong) if self.repair and wrong else wrong
         except IndexUnavailable as error:
-            self.skipped.append(f"the Chroma index: {error}")
+            self.skipped.append(f"the {index.name} index: {error}")
 
     def _entries(self, index: FedIndex, namespace: str) -> Iterable[Finding]:
         """Compare the index with the rows; what changed since its watermark is still to be fed, so not wrong."""

@@ -16,7 +16,7 @@ from elm_agent.storage.database import Database
 from elm_agent.storage.feed import DurableFeed, ExactFeed, FedIndex, changes_between, revision_of
 from elm_agent.storage.schema import MemoryRow
 
-IndexChoice = Literal["auto", "exact", "chroma"]
+IndexChoice = Literal["auto", "exact", "durable"]
 
 _SLACK = 8  # candidates beyond k, so that a few that are no longer usable cost no second search
 _INLINE = 64  # revisions that a search itself looks through when the durable index is behind
@@ -68,7 +68,7 @@ class Search:
     def wants_durable(self, namespace: str) -> bool:
         """Whether this namespace is to be served by the durable index."""
         if self._choice != "auto":
-            return self._choice == "chroma"
+            return self._choice == "durable"
         return self._active(namespace) > self._exact_limit
 
     def warn(self, namespace: str, reason: str) -> None:
@@ -84,7 +84,7 @@ class Search:
             try:
                 return self._from_durable(namespace, kind, query, k)
             except IndexUnavailable as error:
-                if self._choice == "chroma":
+                if self._choice == "durable":
                     raise
                 self.warn(namespace, f"{error}. Answering by exact scan")
         self._exact_feed.sync(namespace, kind)
@@ -93,13 +93,16 @@ class Search:
     def _from_durable(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
         """The durable index's hits, with what is newer than its watermark scanned exactly."""
         if self._durable is None or self._durable_feed is None:
-            raise IndexUnavailable("this process has no Chroma index: set index='exact', or open it in its owner")
+            raise IndexUnavailable("this process has no durable index: set index='exact', or open it in its owner")
         mark, newest = self._durable_feed.position(namespace)
         if newest - mark > _INLINE:
             self._durable_feed.feed(namespace, batches=1)
             mark, newest = self._durable_feed.position(namespace)
         if newest - mark > _INLINE:
-            self.warn(namespace, "the Chroma index is being fed. Answering by exact scan until it is complete")
+            self.warn(
+                namespace,
+                f"the {self._durable.name} index is being fed. Answering by exact scan until it is complete",
+            )
             self._exact_feed.sync(namespace, kind)
             return self._exact.search(namespace, kind, query, k)
         found = {hit.memory_id: hit for hit in self._durable.search(namespace, kind, query, k)}

@@ -24,7 +24,7 @@ def open_bank(url: str, home: Path, *, chroma: bool) -> Bank:
     tensors = LocalTensors(home / "tensors")
     if not chroma:
         return Bank(Database.open(url), tensors, index="exact")
-    return Bank(Database.open(url), tensors, index="chroma", chroma=ChromaIndex(home / "chroma"))
+    return Bank(Database.open(url), tensors, index="durable", durable=ChromaIndex(home / "chroma"))
 
 
 def make_worker(bank: Bank, *, lease_seconds: float = 60.0, observe: Observer | None = None) -> Worker:

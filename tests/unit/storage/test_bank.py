@@ -296,5 +296,5 @@ def test_auto_scans_and_says_why_when_chroma_is_not_here(
         for _ in range(2):
             assert ids(bank.nearest("default", KeyKind.INPUT, Y, 1)) == [second.id]
     (record,) = caplog.records
-    assert "no Chroma index" in record.getMessage()
+    assert "no durable index" in record.getMessage()
     assert "exact scan" in record.getMessage()

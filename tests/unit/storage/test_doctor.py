@@ -230,7 +230,9 @@ def test_an_incomplete_memory_is_quarantined(bank: Bank, pair: tuple[MemoryRecor
 @pytest.fixture
 def indexed(database: Database, tmp_path: Path) -> Iterator[Bank]:
     """A bank that Chroma serves, with three memories in two namespaces, all fed."""
-    bank = Bank(database, LocalTensors(tmp_path / "tensors"), index="chroma", chroma=ChromaIndex(tmp_path / "chroma"))
+    bank = Bank(
+        database, LocalTensors(tmp_path / "tensors"), index="durable", durable=ChromaIndex(tmp_path / "chroma")
+    )
     for namespace in ("default", "other"):
         bank.bind(namespace, MODEL)
     learn = learner(bank)
@@ -250,7 +252,7 @@ def test_a_fed_index_is_in_order(indexed: Bank) -> None:
 @pytest.mark.parametrize("rebuild_above", [0, 100], ids=["wiped", "one by one"])
 def test_wrong_entries_are_mended(indexed: Bank, monkeypatch: pytest.MonkeyPatch, rebuild_above: int) -> None:
     monkeypatch.setattr(doctor, "_REBUILD_ABOVE", rebuild_above)
-    index = indexed.chroma
+    index = indexed.durable
     assert index is not None
     one, two = (memory.id for memory in indexed.memories("default", order="created_at"))
     index.apply("default", KeyKind.INPUT, [], [one])
@@ -262,7 +264,7 @@ def test_wrong_entries_are_mended(indexed: Bank, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_evicted_memory_that_is_still_indexed(indexed: Bank) -> None:
-    index = indexed.chroma
+    index = indexed.durable
     assert index is not None
     one = indexed.memories("default", order="created_at")[0].id
     indexed.transition("default", one, MemoryState.RETIRED, actor="test", reason=None)
@@ -281,15 +283,15 @@ def test_what_is_still_to_be_fed_is_not_wrong(indexed: Bank, database: Database,
 
 
 def test_a_folder_that_was_lost_is_fed_again(indexed: Bank) -> None:
-    assert indexed.chroma is not None
-    indexed.chroma.wipe()
+    assert indexed.durable is not None
+    indexed.durable.wipe()
     assert examine(indexed, repair=True).clean
-    assert len(indexed.chroma.ids("default", KeyKind.INPUT)) == 2
+    assert len(indexed.durable.ids("default", KeyKind.INPUT)) == 2
 
 
 def test_an_index_of_another_process_is_skipped_and_said(indexed: Bank, database: Database, tmp_path: Path) -> None:
     chroma = ChromaIndex(tmp_path / "chroma")
-    report = examine(Bank(database, LocalTensors(tmp_path / "tensors"), index="chroma", chroma=chroma), repair=True)
+    report = examine(Bank(database, LocalTensors(tmp_path / "tensors"), index="durable", durable=chroma), repair=True)
     assert report.clean
     assert "held by another process" in report.skipped[0]
     assert len(indexed.memories("default")) == 2

@@ -57,13 +57,13 @@ def durable() -> Durable:
 
 @pytest.fixture
 def bank(database: Database, tmp_path: Path, durable: Durable) -> Bank:
-    bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=0, chroma=durable)
+    bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=0, durable=durable)
     bank.bind("default", MODEL)
     return bank
 
 
 def test_publish_and_evict_reach_the_index(database: Database, tmp_path: Path, durable: Durable) -> None:
-    bank = Bank(database, LocalTensors(tmp_path), index="chroma", chroma=durable)
+    bank = Bank(database, LocalTensors(tmp_path), index="durable", durable=durable)
     bank.bind("default", MODEL)
     memory = learner(bank)("a", X, kv=unit(1, 2))
     assert durable.ids("default", KeyKind.INPUT) == durable.ids("default", KeyKind.KV) == {memory.id}
@@ -116,7 +116,7 @@ def test_a_dead_index_degrades_to_a_scan_or_fails_as_asked(
     with caplog.at_level(logging.WARNING):
         assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, X, 1)] == [memory.id]
     assert "the index is down. Answering by exact scan" in caplog.text
-    strict = Bank(database, bank.tensors, index="chroma", chroma=durable)
+    strict = Bank(database, bank.tensors, index="durable", durable=durable)
     with pytest.raises(IndexUnavailable, match="down"):
         strict.nearest("default", KeyKind.INPUT, X, 1)
 
@@ -137,7 +137,7 @@ def test_a_lost_index_is_fed_from_the_beginning(
 
 def test_chroma_is_fed_from_the_first_memory_and_serves_above_the_limit(database: Database, tmp_path: Path) -> None:
     chroma = ChromaIndex(tmp_path / "chroma")
-    bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=1, chroma=chroma)
+    bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=1, durable=chroma)
     bank.bind("default", MODEL)
     learn = learner(bank)
     first = learn("a", X)
