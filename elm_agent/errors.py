@@ -10,7 +10,9 @@ ElmError
 ├── StorageError         (OSError)       a store refused or lost something
 │   ├── TensorMissing    (LookupError)   the record is there, its tensor is not
 │   ├── TensorCorrupt    (ValueError)    bytes, shape or digest are not what the record says
+│   ├── VaultLocked                      content is sealed, and its key is missing or another one
 │   ├── IndexUnavailable                 the vector index cannot be opened or asked
+│   ├── BankMoved                        the bank went to other back ends; this one takes no changes
 │   └── StoreBusy        (TimeoutError)  another process holds a lock for too long
 ├── JobError             (RuntimeError)
 │   ├── LeaseLost                        another worker took the job over; the result is discarded
@@ -78,8 +80,16 @@ class TensorCorrupt(StorageError, ValueError):
     """The bytes, shape or digest of a tensor are not what its record says."""
 
 
+class VaultLocked(StorageError):
+    """Content is sealed, and the key that opens it is missing or another one."""
+
+
 class IndexUnavailable(StorageError):
     """The vector index cannot be opened or asked."""
+
+
+class BankMoved(StorageError):
+    """The bank was moved to other back ends; this one takes no changes any more."""
 
 
 class StoreBusy(StorageError, TimeoutError):
