@@ -132,6 +132,13 @@ class RaySettings(_Section):
         "SPREAD", description="how workers are placed on nodes"
     )
     jobs_per_actor: int = Field(2, ge=1, description="queued jobs for each worker before another one is started")
+    place_seconds: float = Field(60.0, gt=0, description="a worker without a place for this long is a problem")
+    idle_seconds: float = Field(30.0, ge=0, description="workers that were too many for this long are let go")
+    stop_seconds: float = Field(120.0, gt=0, description="time for a training step to end before workers are killed")
+    factory: str | None = Field(
+        None, description="MODULE:FUNCTION that workers call like `open_runtime`, for a model or task of one's own"
+    )
+    dashboard: bool = Field(False, description="start Ray's dashboard with a cluster on this machine")
 
 
 class Settings(BaseSettings):

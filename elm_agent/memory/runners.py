@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import JobError
@@ -33,7 +33,7 @@ class InlineRunner:
             self._worker.run(once=True)
             return self._worker.idle()
 
-        return _wait(idle, timeout)
+        return wait_until(idle, timeout)
 
     def stop(self) -> None:
         self._worker.stop()
@@ -67,7 +67,7 @@ class ThreadRunner:
                 raise JobError("jobs are waiting, but the learning thread does not run") from self._error
             return False
 
-        return _wait(idle, timeout)
+        return wait_until(idle, timeout)
 
     def stop(self) -> None:
         self._worker.stop()
@@ -83,11 +83,15 @@ class ThreadRunner:
 
 
 class ExternalRunner:
-    """``elm-agent worker`` does it, in processes of its own: here one can only wait."""
+    """``elm-agent worker`` does it, in processes of its own: here one can only wait.
 
-    def __init__(self, bank: Bank, model_id: str) -> None:
+    ``tasks``: names of the tasks whose jobs are waited for; None waits for all.
+    """
+
+    def __init__(self, bank: Bank, model_id: str, tasks: Collection[str] | None = None) -> None:
         self._bank = bank
         self._model_id = model_id
+        self._tasks = tasks
 
     def start(self) -> None:
         """Nothing to start."""
@@ -96,13 +100,14 @@ class ExternalRunner:
         """Workers poll the queue."""
 
     def wait_idle(self, timeout: float | None = None) -> bool:
-        return _wait(lambda: self._bank.jobs.idle(self._model_id), timeout)
+        return wait_until(lambda: self._bank.jobs.idle(self._model_id, self._tasks), timeout)
 
     def stop(self) -> None:
         """Nothing to stop."""
 
 
-def _wait(idle: Callable[[], bool], timeout: float | None) -> bool:
+def wait_until(idle: Callable[[], bool], timeout: float | None) -> bool:
+    """Look again and again until ``idle()``; False when ``timeout`` seconds have passed first."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while not idle():
         if deadline is not None and time.monotonic() >= deadline:

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from elm_agent.errors import InputError, JobCancelled, LeaseLost, ModelMismatch, StorageError, TrainingError
@@ -37,6 +37,7 @@ class Worker:
     Args:
         trainer_for: the trainer of a task, by the task's name; raises ``InputError`` for an unknown one.
         model: only jobs for this model are taken.
+        tasks: names of the tasks whose jobs are taken; None takes all. Others are left to other workers.
         owner: name in the job rows; by default host, process and a random part.
         lease_seconds: a job without a sign of life for this long is taken over by others.
         heartbeat_seconds: time between signs of life; each training step gives one as well.
@@ -53,6 +54,7 @@ class Worker:
         bank: Bank,
         trainer_for: Callable[[str], Trainer],
         model: ModelFingerprint,
+        tasks: Collection[str] | None = None,
         owner: str | None = None,
         lease_seconds: float = 60.0,
         heartbeat_seconds: float = 10.0,
@@ -65,6 +67,7 @@ class Worker:
             raise InputError(f"concurrency is at least 1; got {concurrency}")
         self.bank = bank
         self.model = model
+        self.tasks = None if tasks is None else frozenset(tasks)
         self.owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
         self._trainer_for = trainer_for
         self._lease_seconds = lease_seconds
@@ -74,16 +77,21 @@ class Worker:
         self._concurrency = concurrency
         self._observe = observe or (lambda _name, _detail: None)
         self._stopping = threading.Event()
+        self._finishing = threading.Event()
         self._wake = threading.Event()
 
     # --- running -----------------------------------------------------------------------------------------
 
     def run(self, *, once: bool = False) -> int:
-        """Work until ``stop``, or with ``once`` until no job is due. Returns the number of jobs taken."""
+        """Work until ``stop``, or with ``once`` until no job is due. Returns the number of jobs taken.
+
+        What one slot raises ends all of them after their current step, and is raised here.
+        """
         taken = [0] * self._concurrency
+        raised: list[BaseException] = []
 
         def loop(slot: int) -> None:
-            while not self._stopping.is_set():
+            while not (self._stopping.is_set() or self._finishing.is_set()):
                 if self._next(patient=not once):
                     taken[slot] += 1
                 elif once:
@@ -91,8 +99,15 @@ class Worker:
                 elif self._wake.wait(self._poll_seconds):
                     self._wake.clear()
 
+        def other(slot: int) -> None:
+            try:
+                loop(slot)
+            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that somebody looks at
+                raised.append(error)
+                self.stop()
+
         others = [
-            threading.Thread(target=loop, args=(slot,), name=f"elm-worker-{slot}", daemon=True)
+            threading.Thread(target=other, args=(slot,), name=f"elm-worker-{slot}", daemon=True)
             for slot in range(1, self._concurrency)
         ]
         for thread in others:
@@ -105,6 +120,8 @@ class Worker:
         finally:
             for thread in others:
                 thread.join()
+        if raised:
+            raise raised[0]
         return sum(taken)
 
     def run_one(self) -> bool:
@@ -120,15 +137,22 @@ class Worker:
         self._stopping.set()
         self._wake.set()
 
+    def finish(self) -> None:
+        """Take no more jobs, and end when those in hand are done. For good, and from any thread."""
+        self._finishing.set()
+        self._wake.set()
+
     def idle(self) -> bool:
-        """Whether no job of this model is queued or running, here or elsewhere."""
-        return self.bank.jobs.idle(self.model.id)
+        """Whether none of the jobs that this worker takes is queued or running, here or elsewhere."""
+        return self.bank.jobs.idle(self.model.id, self.tasks)
 
     # --- one job -----------------------------------------------------------------------------------------
 
     def _next(self, *, patient: bool) -> bool:
         try:
-            lease = self.bank.jobs.claim(self.owner, lease_seconds=self._lease_seconds, model_id=self.model.id)
+            lease = self.bank.jobs.claim(
+                self.owner, lease_seconds=self._lease_seconds, model_id=self.model.id, tasks=self.tasks
+            )
         except StorageError as error:
             if not patient:
                 raise

@@ -8,7 +8,7 @@ fence and is refused.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -22,10 +22,14 @@ from elm_agent.records import JobRecord, JobState, Recipe, idempotency_key, new_
 from elm_agent.storage.database import Database
 from elm_agent.storage.faults import Refused
 from elm_agent.storage.jobstate import end, end_of_abandoned, requeue
-from elm_agent.storage.rows import job_record
-from elm_agent.storage.schema import JobRow
+from elm_agent.storage.rows import job_record, sealed_json
+from elm_agent.storage.ledger import check_here
+from elm_agent.storage.schema import JobRow, NamespaceRow
+from elm_agent.storage.vault import PlainVault, Vault
 
 _LONGEST_BACKOFF = 86_400.0  # seconds
+_CLOCK_SLACK = timedelta(seconds=1)  # a row this far ahead of the clock was written before the clock went back
+_UNFINISHED = JobRow.state.in_((JobState.QUEUED.value, JobState.RUNNING.value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,9 @@ class Lease:
 class JobQueue:
     """See the module. Every method is one transaction; any thread and process may call any of them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, vault: Vault | None = None) -> None:
         self._database = database
+        self._vault = vault or PlainVault()
 
     # --- the agent's side -----------------------------------------------------------------------------
 
@@ -55,23 +60,28 @@ class JobQueue:
         recipe: Recipe,
         priority: int = 0,
         max_attempts: int = 3,
+        subject: str | None = None,
     ) -> tuple[JobRecord, bool]:
         """The job that learns from ``question``, and whether it is new.
 
         The same experience (namespace, question, model, recipe) is the same job, in whatever state it is.
+        ``subject``: whose experience it is, see ``Bank.forget_subject``; the first one to ask counts.
 
         Raises:
             InputError: the question is blank.
             NotFound: the namespace is not in this bank; ``Bank.bind`` makes it.
+            BankMoved: the namespace went to another bank.
         """
         if not question.strip():
             raise InputError("the question is blank: expected some text to learn from")
-        key = idempotency_key(namespace, question, model_id, recipe.id)
+        vault = self._vault
+        key = vault.blind(namespace, idempotency_key(namespace, question, model_id, recipe.id))
         values = {
             "namespace": namespace,
             "id": new_id("job"),
             "state": JobState.QUEUED.value,
-            "question": question,
+            "question": vault.seal(namespace, question),
+            "subject": None if subject is None else vault.blind(namespace, subject),
             "task": task,
             "priority": priority,
             "attempts": 0,
@@ -85,11 +95,14 @@ class JobQueue:
         }
         try:
             with self._database.write() as session:
+                owner = session.get(NamespaceRow, namespace)
+                if owner is not None:
+                    check_here(owner)
                 now = self._database.now(session)
                 times = {"run_after": now, "created_at": now, "updated_at": now}
                 created = self._database.add_once(session, JobRow, values | times, ["namespace", "idempotency_key"])
                 same = select(JobRow).where(JobRow.namespace == namespace, JobRow.idempotency_key == key)
-                return job_record(session.scalars(same).one()), created
+                return job_record(session.scalars(same).one(), vault), created
         except Refused:
             raise NotFound(f"namespace {namespace!r} is not in this bank: bind it to a model first") from None
 
@@ -101,7 +114,7 @@ class JobQueue:
             elif row.state == JobState.RUNNING:
                 row.cancel_requested = True
                 row.updated_at = now
-            return job_record(row)
+            return job_record(row, self._vault)
 
     def retry(self, job_id: str) -> JobRecord:
         """Queue a failed or cancelled job again, its attempts counted anew. Raises ``InputError`` for others."""
@@ -111,12 +124,12 @@ class JobQueue:
             requeue(row, None, now, run_after=now)
             row.attempts = 0
             row.progress = {}
-            return job_record(row)
+            return job_record(row, self._vault)
 
     def get(self, job_id: str) -> JobRecord:
         """Raises ``NotFound``."""
         with self._database.read() as session:
-            return job_record(_found(session, job_id))
+            return job_record(_found(session, job_id), self._vault)
 
     def list(
         self, namespace: str | None = None, state: JobState | None = None, limit: int | None = None
@@ -128,13 +141,23 @@ class JobQueue:
         if state is not None:
             query = query.where(JobRow.state == state)
         with self._database.read() as session:
-            return [job_record(row) for row in session.scalars(query)]
+            return [job_record(row, self._vault) for row in session.scalars(query)]
 
-    def idle(self, model_id: str) -> bool:
-        """Whether no job for this model is queued or running, in any namespace. Cheap: it is asked often."""
-        unfinished = JobRow.state.in_((JobState.QUEUED.value, JobState.RUNNING.value))
+    def idle(self, model_id: str, tasks: Collection[str] | None = None) -> bool:
+        """Whether no job for this model is queued or running, in any namespace. Cheap: it is asked often.
+
+        ``tasks``: only jobs of these tasks count.
+        """
+        query = select(JobRow.id).where(_UNFINISHED, *_for(model_id, tasks)).limit(1)
         with self._database.read() as session:
-            return session.scalar(select(JobRow.id).where(unfinished, JobRow.model_id == model_id).limit(1)) is None
+            return session.scalar(query) is None
+
+    def depth(self, model_id: str, tasks: Collection[str] | None = None) -> int:
+        """How many jobs there are to work on: running, or queued and due. ``tasks``: see ``idle``."""
+        with self._database.read() as session:
+            due = or_(JobRow.state == JobState.RUNNING, JobRow.run_after <= self._database.now(session))
+            query = select(func.count()).select_from(JobRow).where(_UNFINISHED, due, *_for(model_id, tasks))
+            return session.execute(query).scalar_one()
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state, in all namespaces."""
@@ -144,14 +167,23 @@ class JobQueue:
 
     # --- the worker's side ----------------------------------------------------------------------------
 
-    def claim(self, owner: str, *, lease_seconds: float, model_id: str | None = None) -> Lease | None:
+    def claim(
+        self,
+        owner: str,
+        *,
+        lease_seconds: float,
+        model_id: str | None = None,
+        tasks: Collection[str] | None = None,
+    ) -> Lease | None:
         """The next job for ``owner``, or None: highest priority, then oldest; due, or left by a dead worker.
 
-        ``model_id``: only jobs for this model. A dead worker's job whose attempts are used up becomes failed.
+        ``model_id``, ``tasks``: only jobs for this model and of these tasks, all others are left to others.
+        A dead worker's job whose attempts are used up becomes failed.
         """
+        wanted = _for(model_id, tasks)
         with self._database.write() as session:
             now = self._database.now(session)
-            while (row := session.scalars(_next(now, model_id)).first()) is not None:
+            while (row := _next(session, now, wanted)) is not None:
                 if row.state == JobState.RUNNING and (ended := end_of_abandoned(row)):
                     end(row, *ended, now)
                     session.flush()
@@ -162,7 +194,7 @@ class JobQueue:
                 row.fence += 1
                 row.lease_until = now + timedelta(seconds=lease_seconds)
                 row.updated_at = now
-                return Lease(job_record(row), owner, row.fence)
+                return Lease(job_record(row, self._vault), owner, row.fence)
         return None
 
     def heartbeat(self, lease: Lease, *, lease_seconds: float, progress: dict[str, Any] | None = None) -> bool:
@@ -171,13 +203,14 @@ class JobQueue:
             row.lease_until = now + timedelta(seconds=lease_seconds)
             row.updated_at = now
             if progress is not None:
-                row.progress = progress
+                row.progress = sealed_json(self._vault, row.namespace, progress)
             return row.cancel_requested
 
     def release(self, lease: Lease, reason: str) -> None:
         """Give the job back, for example at Ctrl-C; this attempt does not count. Raises ``LeaseLost``."""
         with self._held(lease) as (row, now):
             row.attempts -= 1
+            reason = self._vault.seal(row.namespace, reason)
             if row.cancel_requested:
                 end(row, JobState.CANCELLED, reason, now)
             else:
@@ -189,6 +222,7 @@ class JobQueue:
         ``retry=False``: another attempt would fail the same way.
         """
         with self._held(lease) as (row, now):
+            reason = self._vault.seal(row.namespace, reason)
             if row.cancel_requested:
                 end(row, JobState.CANCELLED, reason, now)
             elif not retry or row.attempts >= row.max_attempts:
@@ -196,12 +230,12 @@ class JobQueue:
             else:
                 pause = min(backoff_seconds * 2.0 ** (row.attempts - 1), _LONGEST_BACKOFF)
                 requeue(row, reason, now, run_after=now + timedelta(seconds=pause))
-            return job_record(row)
+            return job_record(row, self._vault)
 
     def cancelled(self, lease: Lease, reason: str) -> None:
         """The job stopped because somebody asked. Raises ``LeaseLost``."""
         with self._held(lease) as (row, now):
-            end(row, JobState.CANCELLED, reason, now)
+            end(row, JobState.CANCELLED, self._vault.seal(row.namespace, reason), now)
 
     @contextmanager
     def _held(self, lease: Lease) -> Iterator[tuple[JobRow, datetime]]:
@@ -214,14 +248,39 @@ class JobQueue:
             yield _found(session, job_id, lock=True), self._database.now(session)
 
 
-def _next(now: datetime, model_id: str | None) -> Any:
+def _for(model_id: str | None, tasks: Collection[str] | None) -> list[Any]:
+    wanted: list[Any] = [] if model_id is None else [JobRow.model_id == model_id]
+    return wanted if tasks is None else [*wanted, JobRow.task.in_(tasks)]
+
+
+def _next(session: Session, now: datetime, wanted: list[Any]) -> JobRow | None:
+    """The job to take, locked. Only when none is due are rows looked for that a turned-back clock has stranded."""
     due = and_(JobRow.state == JobState.QUEUED, JobRow.run_after <= now)
     abandoned = and_(JobRow.state == JobState.RUNNING, JobRow.lease_until < now)
-    query = select(JobRow).where(or_(due, abandoned))
-    if model_id is not None:
-        query = query.where(JobRow.model_id == model_id)
+    query = select(JobRow).where(or_(due, abandoned), *wanted)
     query = query.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
-    return query.with_for_update(skip_locked=True)
+    query = query.with_for_update(skip_locked=True)
+    row = session.scalars(query).first()
+    if row is None and _turn_back(session, now, wanted):
+        row = session.scalars(query).first()
+    return row
+
+
+def _turn_back(session: Session, now: datetime, wanted: list[Any]) -> bool:
+    """Move what was written in the clock's future to now, pauses and leases keeping their length; whether any was.
+
+    A live worker has its whole lease to say so again; a dead one's job is free when that lease has run out.
+    """
+    stranded = select(JobRow).where(_UNFINISHED, JobRow.updated_at > now + _CLOCK_SLACK, *wanted)
+    rows = session.scalars(stranded.with_for_update(skip_locked=True)).all()
+    for row in rows:
+        ahead = row.updated_at - now
+        row.updated_at = now
+        row.run_after -= ahead
+        if row.lease_until is not None:
+            row.lease_until -= ahead
+    session.flush()
+    return bool(rows)
 
 
 def _found(session: Session, job_id: str, *, lock: bool = False) -> JobRow:

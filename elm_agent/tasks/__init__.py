@@ -15,7 +15,7 @@ from elm_agent.tasks.mathematics import CHAIN_OF_THOUGHT, MathTask
 from elm_agent.tasks.number import NumberTask
 from elm_agent.tasks.text import TextTask
 
-__all__ = ["CHAIN_OF_THOUGHT", "ChoiceTask", "MathTask", "NumberTask", "TextTask", "close", "get_task"]
+__all__ = ["CHAIN_OF_THOUGHT", "ChoiceTask", "MathTask", "NumberTask", "TextTask", "close", "get_task", "task_names"]
 
 _TASKS: dict[str, Callable[[], Task]] = {
     "math": MathTask,
@@ -30,6 +30,11 @@ def get_task(name: str) -> Task:
     if name not in _TASKS:
         raise InputError(f"unknown task {name!r}: expected one of {', '.join(sorted(_TASKS))}")
     return _TASKS[name]()
+
+
+def task_names() -> frozenset[str]:
+    """What ``get_task`` knows."""
+    return frozenset(_TASKS)
 
 
 def close() -> None:
