@@ -17,12 +17,12 @@ import re
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import StorageError
+from elm_agent.storage.vault import SEALED_BYTES, SEALED_TEXT
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-MAGIC = b"elm1"
-TEXT_PREFIX = "elm1:"
+MAGIC = SEALED_BYTES
 ALGORITHM = "aes-256-gcm"
 KEY_BYTES = 32
 _NONCE = 12
@@ -71,7 +71,7 @@ def version_of(blob: bytes) -> int | None:
 def to_text(blob: bytes) -> str:
     """A blob as one word: ``elm1:<version>:<base64 of nonce, ciphertext and tag>``."""
     version = int.from_bytes(blob[len(MAGIC) : _HEAD], "big")
-    return f"{TEXT_PREFIX}{version}:{base64.urlsafe_b64encode(blob[_HEAD:]).decode().rstrip('=')}"
+    return f"{SEALED_TEXT}{version}:{base64.urlsafe_b64encode(blob[_HEAD:]).decode().rstrip('=')}"
 
 
 def from_text(text: str) -> bytes | None:
