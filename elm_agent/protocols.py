@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 from elm_agent.records import (
@@ -161,30 +162,54 @@ class Verifier(Protocol):
         ...
 
 
-class TensorStore(Protocol):
-    """Immutable bytes under their content hash. Put is durable when it returns; same bytes, same digest."""
+class TensorCapability(StrEnum):
+    """What a tensor store promises beyond ``BASE``, which every store does; the suite asks only for what is named."""
 
-    def put(self, data: bytes, observe: Observer | None = None) -> str:
+    BASE = "base"  # everything that ``TensorStore`` says
+    DURABLE = "durable"  # what was put outlives the process that put it
+    SHARED = "shared"  # several processes may use it at once
+    REMOTE = "remote"  # several machines may: no folder of this one holds it
+
+
+class TensorStore(Protocol):
+    """Immutable bytes under namespace and content hash. Put is durable when it returns; same bytes, same digest.
+
+    The same bytes in two namespaces are two objects: deleting one leaves the other, and a digest of one namespace
+    is missing in the other. A name that is no namespace raises ``SettingsError``, a malformed digest ``TensorCorrupt``.
+    """
+
+    @property
+    def capabilities(self) -> frozenset[TensorCapability]: ...
+
+    def put(self, namespace: str, data: bytes, observe: Observer | None = None) -> str:
         """Store bytes, return ``sha256:<hex>``; storing again is harmless. A crash leaves no half file."""
         ...
 
-    def get(self, digest: str) -> bytes:
-        """The bytes, digest checked. Raises ``TensorMissing`` or ``TensorCorrupt``."""
+    def get(self, namespace: str, digest: str, *, cached: bool = True) -> bytes:
+        """The bytes, digest checked. Raises ``TensorMissing`` or ``TensorCorrupt``.
+
+        ``cached=False``: what the store itself has, never a copy that this machine keeps of it; for audits.
+        """
         ...
 
-    def delete(self, digest: str, *, older_than_seconds: float | None = None) -> bool:
-        """Remove; False when it was not there, or was stored (again) less than ``older_than_seconds`` ago.
+    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:
+        """Remove, this machine's cached copy too; False when it was not there, or was stored (again) less than
+        ``older_than_seconds`` ago.
 
         Look and removal are one step: what a concurrent ``put`` renews is never removed by it.
         """
         ...
 
-    def age(self, digest: str) -> float:
+    def age(self, namespace: str, digest: str) -> float:
         """Seconds since the bytes were last stored. Raises ``TensorMissing``."""
         ...
 
-    def digests(self) -> Iterator[str]:
-        """Every stored digest, in no order; temporary files are not listed."""
+    def digests(self, namespace: str) -> Iterator[str]:
+        """Every digest stored in the namespace, in no order; temporary files are not listed."""
+        ...
+
+    def namespaces(self) -> list[str]:
+        """Every namespace with a digest, sorted."""
         ...
 
     def temporary(self, older_than_seconds: float) -> list[str]:
@@ -204,13 +229,28 @@ class IndexEntry:
     vector: Vector = field(repr=False)
 
 
+class IndexCapability(StrEnum):
+    """What an index promises beyond ``BASE``, which every index does. Nobody may rely on what is not listed."""
+
+    BASE = "base"  # everything that ``KeyIndex`` says
+    EXACT = "exact"  # the hits are the nearest keys and their similarities right to float32; else: candidates
+    DURABLE = "durable"  # outlives its process, and says when it lost everything (``FedIndex`` of storage)
+    SHARED = "shared"  # several processes may have it open, and each finds what another has applied
+    WIDE = "wide"  # keys of any width as they are; else: above a limit, by a projection
+    ERASES = "erases"  # after ``scrub`` no file of the index holds a vector that was deleted
+
+
 class KeyIndex(Protocol):
     """Nearest keys of one namespace and key kind. Derived: it may be wiped and fed again at any time."""
 
     name: str
+    capabilities: frozenset[IndexCapability]
 
     def apply(self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]) -> None:
-        """Idempotent: the same change twice is one change; deleting an unknown id is harmless."""
+        """Idempotent: the same change twice is one change; deleting an unknown id is harmless.
+
+        A process killed half-way leaves whole entries, each old or new.
+        """
         ...
 
     def search(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
@@ -222,6 +262,13 @@ class KeyIndex(Protocol):
 
     def ids(self, namespace: str, kind: KeyKind) -> set[str]:
         """What is indexed, for ``doctor``."""
+        ...
+
+    def scrub(self, namespace: str) -> bool:
+        """Remove what deletions left behind in files; with ``ERASES`` nothing of it is left afterwards.
+
+        Returns whether live entries of the namespace may have gone too, so that it has to be fed from the beginning.
+        """
         ...
 
     def wipe(self) -> None: ...

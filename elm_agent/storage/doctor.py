@@ -122,7 +122,7 @@ class _Visit:
         from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
 
         try:
-            data = self.bank.tensors.get(memory.tensor_digest)
+            data = self.bank.tensors.get(memory.namespace, memory.tensor_digest, cached=False)
             from_bytes(data, shape=(memory.virtual_tokens, memory.width))
         except TensorMissing as error:
             kind, problem = FindingKind.MISSING_TENSOR, str(error)
@@ -148,20 +148,22 @@ class _Visit:
     def tensors(self) -> None:
         """Tensors that no memory names, and files that a killed writer left."""
         store = self.bank.tensors
-        stored = set(store.digests())  # listed before the rows are read: what is published meanwhile has a row
+        # listed before the rows are read: what is published meanwhile has a row
+        stored = {(namespace, digest) for namespace in store.namespaces() for digest in store.digests(namespace)}
         with self.bank.database.read() as session:
-            named = set(session.scalars(select(MemoryRow.tensor_digest).distinct()))
+            rows = session.execute(select(MemoryRow.namespace, MemoryRow.tensor_digest).distinct())
+            named = {(namespace, digest) for namespace, digest in rows}
         self.checked["tensors"] += len(stored)
-        for digest in sorted(stored - named):
-            self._orphan(digest)
+        for namespace, digest in sorted(stored - named):
+            self._orphan(namespace, digest)
         left = store.sweep(self.grace) if self.repair else store.temporary(self.grace)
         action = "deleted" if self.repair else None
         problem = "a temporary file of a writer that was killed"
         self.findings += [Finding(FindingKind.TEMPORARY_FILE, name, None, problem, action) for name in left]
 
-    def _orphan(self, digest: str) -> None:
+    def _orphan(self, namespace: str, digest: str) -> None:
         try:
-            age = self.bank.tensors.age(digest)
+            age = self.bank.tensors.age(namespace, digest)
         except TensorMissing:  # somebody else has just collected it
             return
         if age < self.grace:
@@ -169,10 +171,10 @@ class _Visit:
             return
         action = None
         if self.repair:
-            if not self.bank.tensors.delete(digest, older_than_seconds=self.grace):
+            if not self.bank.tensors.delete(namespace, digest, older_than_seconds=self.grace):
                 return  # stored again meanwhile: it is being published
             action = "deleted"
-        self.findings.append(Finding(FindingKind.ORPHAN_TENSOR, digest, None, "no memory names it", action))
+        self.findings.append(Finding(FindingKind.ORPHAN_TENSOR, digest, namespace, "no memory names it", action))
 
     # --- the durable index ------------------------------------------------------------------------------
 

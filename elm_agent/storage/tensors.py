@@ -1,29 +1,35 @@
 """Tensors as files under their content hash. Knows bytes, names and disks; nothing of prompts, SQL or memories.
 
-``<directory>/ab/<64 hex digits>.safetensors``, written once: temporary name in the same folder, fsync, rename,
-fsync of the folder. A crash leaves at worst a ``.part`` file (see ``sweep``) or a file that no record names.
+``<directory>/<namespace>/ab/<64 hex digits>.safetensors``, written once: temporary name in the same folder, fsync,
+rename, fsync of the folder. A crash leaves at worst a ``.part`` file (see ``sweep``) or a file that no record names.
 One folder belongs to one database; several processes may use it.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
 
-from elm_agent.errors import StorageError, TensorCorrupt, TensorMissing
-from elm_agent.protocols import Observer
+from elm_agent.errors import StorageError
+from elm_agent.protocols import Observer, TensorCapability
+from elm_agent.storage.tensor_names import (
+    checked_bytes,
+    digest_at,
+    digest_of_bytes,
+    file_of,
+    folder_of,
+    missing,
+    namespace_of,
+)
 
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-_FILE = re.compile(r"([0-9a-f]{64})\.safetensors")
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -31,81 +37,84 @@ _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 class LocalTensors:
     """A ``TensorStore`` in a local folder. The folder is made on the first ``put``."""
 
+    capabilities = frozenset({TensorCapability.BASE, TensorCapability.DURABLE, TensorCapability.SHARED})
+
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
 
-    def put(self, data: bytes, observe: Observer | None = None) -> str:
+    def put(self, namespace: str, data: bytes, observe: Observer | None = None) -> str:
         """Store bytes durably and return ``sha256:<hex>``; storing again renews the file, and so mends it.
 
         Raises:
             StorageError: the disk is full, or the folder cannot be written. Nothing is left behind.
         """
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        path = self._path(digest)
+        digest = digest_of_bytes(data)
+        path = self.path(namespace, digest)
         detail = {"digest": digest, "bytes": len(data)}
         temporary = path.with_name(f"{path.stem}.{secrets.token_hex(6)}.part")
         with self._explained(f"a tensor of {len(data)} bytes could not be stored"):
             self._make_folder(path.parent)
             try:
-                _write_synced(temporary, data)
+                write_synced(temporary, data)
                 if observe:
                     observe("tensor.temporary", detail)
                 with self._lock():
                     os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         if observe:
             observe("tensor.durable", detail)
         return digest
 
-    def get(self, digest: str) -> bytes:
+    def get(self, namespace: str, digest: str, *, cached: bool = True) -> bytes:  # noqa: ARG002  nothing is cached
         """The bytes under ``digest``, hashed again.
 
         Raises:
             TensorMissing: no such file.
             TensorCorrupt: the digest is malformed, or the bytes are not what it says.
         """
-        path = self._path(digest)
+        path = self.path(namespace, digest)
         try:
             with self._explained(f"tensor {digest[:19]}… could not be read"):
                 data = path.read_bytes()
         except FileNotFoundError:
-            raise _missing(digest, path) from None
-        found = "sha256:" + hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise TensorCorrupt(
-                f"tensor {path} was altered: expected {digest[:19]}…, got {found[:19]}… ({len(data)} bytes); "
-                "run `elm-agent doctor --repair`"
-            )
-        return data
+            raise missing(digest, str(path)) from None
+        return checked_bytes(data, digest, str(path))
 
-    def delete(self, digest: str, *, older_than_seconds: float | None = None) -> bool:
+    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:
         """Remove; False when it was not there, or was stored (again) less than ``older_than_seconds`` ago."""
-        path = self._path(digest)
+        path = self.path(namespace, digest)
         if not path.exists():
             return False
         with self._explained(f"tensor {digest[:19]}… could not be deleted"), self._lock():
             try:
-                if older_than_seconds is not None and _age(path) < older_than_seconds:
+                if older_than_seconds is not None and age_of(path) < older_than_seconds:
                     return False
                 path.unlink()
             except FileNotFoundError:
                 return False
         return True
 
-    def age(self, digest: str) -> float:
+    def age(self, namespace: str, digest: str) -> float:
         """Seconds since the bytes were last stored. Raises ``TensorMissing``."""
-        path = self._path(digest)
+        path = self.path(namespace, digest)
         try:
-            return _age(path)
+            return age_of(path)
         except FileNotFoundError:
-            raise _missing(digest, path) from None
+            raise missing(digest, str(path)) from None
 
-    def digests(self) -> Iterator[str]:
-        for path in self.directory.glob("??/*.safetensors"):
-            if (match := _FILE.fullmatch(path.name)) and path.parent.name == path.name[:2]:
-                yield f"sha256:{match[1]}"
+    def digests(self, namespace: str) -> Iterator[str]:
+        """Every stored digest of the namespace, in no order."""
+        for path in (self.directory / folder_of(namespace)).glob("??/*.safetensors"):
+            if (digest := digest_at(path.parent.name, path.name)) is not None:
+                yield digest
+
+    def namespaces(self) -> list[str]:
+        """Namespaces that have a folder here, sorted."""
+        folders = [path.name for path in self.directory.glob("*") if path.is_dir()]
+        names = sorted(name for folder in folders if (name := namespace_of(folder)) is not None)
+        return [name for name in names if next(self.digests(name), None) is not None]
 
     def temporary(self, older_than_seconds: float) -> list[str]:
         """Names of temporary files that a crashed ``put`` left at least ``older_than_seconds`` ago."""
@@ -120,25 +129,25 @@ class LocalTensors:
             swept.append(str(path.relative_to(self.directory)))
         return swept
 
+    def path(self, namespace: str, digest: str) -> Path:
+        """Where the tensor lies. Raises ``TensorCorrupt`` or ``SettingsError`` for what is no digest or namespace."""
+        return self.directory / folder_of(namespace) / file_of(digest)
+
     def _left(self, older_than_seconds: float) -> Iterator[Path]:
-        for path in sorted(self.directory.glob("??/*.part")):
+        flat = self.directory.glob("??/*.part")  # of banks that are older than namespaces' folders
+        for path in sorted(chain(self.directory.glob("*/??/*.part"), flat)):
             try:
-                old = _age(path) >= older_than_seconds
+                old = age_of(path) >= older_than_seconds
             except FileNotFoundError:  # its writer has just renamed it
                 continue
             if old:
                 yield path
 
-    def _path(self, digest: str) -> Path:
-        match = _DIGEST.fullmatch(digest)
-        if match is None:  # checked before it becomes a path: a record must not reach outside the folder
-            raise TensorCorrupt(f"a tensor digest is 'sha256:' and 64 hex digits; got {digest[:80]!r}")
-        return self.directory / match[1][:2] / f"{match[1]}.safetensors"
-
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.directory)
+            sync_folder(folder.parent)
+            sync_folder(self.directory)
 
     def _lock(self) -> FileLock:
         """Keeps ``delete`` from removing what a ``put`` renews between its look at the age and the removal."""
@@ -152,27 +161,28 @@ class LocalTensors:
         except (StorageError, FileNotFoundError):
             raise
         except OSError as error:
-            if error.errno in _FULL:
-                advice = f"the disk of {self.directory} is full; free some space and run the same command again"
-            elif error.errno in _REFUSED:
-                advice = f"{self.directory} is not accessible ({error.strerror}); check its owner, mode and mount"
-            else:
-                advice = f"{self.directory}: {error.strerror or error}"
-            raise StorageError(f"{what}: {advice}") from error
+            raise StorageError(f"{what}: {disk_advice(error, self.directory)}") from error
 
 
-def _missing(digest: str, path: Path) -> TensorMissing:
-    return TensorMissing(f"tensor {digest[:19]}… is not at {path}; run `elm-agent doctor --repair`")
+def disk_advice(error: OSError, directory: Path) -> str:
+    """What is wrong with the disk of ``directory``, and what to do."""
+    if error.errno in _FULL:
+        return f"the disk of {directory} is full; free some space and run the same command again"
+    if error.errno in _REFUSED:
+        return f"{directory} is not accessible ({error.strerror}); check its owner, mode and mount"
+    return f"{directory}: {error.strerror or error}"
 
 
-def _write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """A new file whose bytes are on the disk when this returns; its name is only after ``sync_folder``."""
     with open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -180,5 +190,6 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _age(path: Path) -> float:
+def age_of(path: Path) -> float:
+    """Seconds since the file was written."""
     return time.time() - path.stat().st_mtime

@@ -12,19 +12,20 @@ The promises are those of ``elm_agent.protocols``. Needs pytest, which the libra
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from elm_agent.errors import InputError, TensorCorrupt, TensorMissing
-from elm_agent.protocols import IndexEntry, KeyIndex, TensorStore
+from elm_agent.errors import InputError
+from elm_agent.protocols import IndexEntry, KeyIndex
 from elm_agent.records import KeyKind, Vector
+from elm_agent.testing.tensor_suite import TensorStoreSuite
+
+__all__ = ["KeyIndexSuite", "TensorStoreSuite"]
 
 INPUT, KV = KeyKind.INPUT, KeyKind.KV
-NOWHERE = "sha256:" + "0" * 64
 
 
 def unit_vectors(count: int, width: int = 16, seed: int = 0) -> list[Vector]:
@@ -35,99 +36,6 @@ def unit_vectors(count: int, width: int = 16, seed: int = 0) -> list[Vector]:
 
 def entries(names: Iterable[str], vectors: Iterable[Vector]) -> list[IndexEntry]:
     return [IndexEntry(name, vector) for name, vector in zip(names, vectors, strict=True)]
-
-
-class TensorStoreSuite:
-    """Judges a ``TensorStore``. Override ``store``, and ``alter`` where bytes can be changed from outside."""
-
-    @pytest.fixture
-    def store(self) -> TensorStore:
-        raise NotImplementedError("give a fixture `store` that yields an empty TensorStore")
-
-    def alter(self, store: TensorStore, digest: str, data: bytes) -> None:  # noqa: ARG002
-        """Replace what is stored under ``digest`` behind the store's back."""
-        pytest.skip("this store cannot be altered from outside")
-
-    def test_what_was_put_is_got(self, store: TensorStore) -> None:
-        digest = store.put(b"weights")
-        assert digest == "sha256:" + hashlib.sha256(b"weights").hexdigest()
-        assert store.get(digest) == b"weights"
-        assert list(store.digests()) == [digest]
-
-    @pytest.mark.parametrize("data", [b"", b"\x00", b"\r\n\xff" * 100_000], ids=["empty", "zero", "large"])
-    def test_bytes_are_bytes(self, store: TensorStore, data: bytes) -> None:
-        assert store.get(store.put(data)) == data
-
-    def test_putting_again_is_harmless(self, store: TensorStore) -> None:
-        assert store.put(b"same") == store.put(b"same")
-        assert len(list(store.digests())) == 1
-
-    def test_missing_is_said(self, store: TensorStore) -> None:
-        with pytest.raises(TensorMissing):
-            store.get(NOWHERE)
-        with pytest.raises(TensorMissing):
-            store.age(NOWHERE)
-        assert store.delete(NOWHERE) is False
-        assert list(store.digests()) == []
-
-    @pytest.mark.parametrize("digest", ["", "sha256:", "../../etc/passwd", "sha256:../" + "0" * 61, NOWHERE + "\n"])
-    def test_a_malformed_digest_is_refused(self, store: TensorStore, digest: str) -> None:
-        for ask in (store.get, store.delete, store.age):
-            with pytest.raises(TensorCorrupt):
-                ask(digest)
-
-    def test_deleted_is_gone_and_can_come_back(self, store: TensorStore) -> None:
-        digest, other = store.put(b"one"), store.put(b"two")
-        assert store.delete(digest) is True
-        assert store.delete(digest) is False
-        with pytest.raises(TensorMissing):
-            store.get(digest)
-        assert list(store.digests()) == [other]
-        assert store.get(store.put(b"one")) == b"one"
-
-    def test_young_tensors_survive_a_careful_delete(self, store: TensorStore) -> None:
-        digest = store.put(b"young")
-        assert 0 <= store.age(digest) < 600
-        assert store.delete(digest, older_than_seconds=3600) is False
-        assert store.get(digest) == b"young"
-        assert store.delete(digest, older_than_seconds=-1) is True
-
-    def test_altered_bytes_are_noticed_and_a_put_mends_them(self, store: TensorStore) -> None:
-        digest = store.put(b"weights")
-        for damage in (b"weightz", b"weigh", b""):
-            self.alter(store, digest, damage)
-            with pytest.raises(TensorCorrupt):
-                store.get(digest)
-        store.put(b"weights")
-        assert store.get(digest) == b"weights"
-
-    def test_steps_are_observed_in_order(self, store: TensorStore) -> None:
-        seen: list[tuple[str, bool]] = []
-
-        def observe(step: str, detail: dict[str, object]) -> None:
-            assert detail["bytes"] == 7
-            seen.append((step, detail["digest"] in set(store.digests())))
-
-        store.put(b"weights", observe)
-        assert [step for step, _ in seen] == ["tensor.temporary", "tensor.durable"]
-        assert seen[1][1], "durable was announced before the tensor was there"
-
-    def test_an_interrupted_put_leaves_nothing(self, store: TensorStore) -> None:
-        def interrupt(step: str, detail: dict[str, object]) -> None:  # noqa: ARG001
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            store.put(b"weights", interrupt)
-        assert list(store.digests()) == []
-        assert store.temporary(-1) == []
-        assert store.sweep(-1) == []
-
-    def test_threads(self, store: TensorStore) -> None:
-        payloads = [bytes([n % 10]) * 1000 for n in range(80)]
-        with ThreadPoolExecutor(8) as pool:
-            digests = list(pool.map(store.put, payloads))
-            assert list(pool.map(store.get, digests)) == payloads
-        assert sorted(store.digests()) == sorted(set(digests))
 
 
 class KeyIndexSuite:

@@ -11,61 +11,70 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from elm_agent.errors import InputError, TensorCorrupt, TensorMissing
-from elm_agent.protocols import IndexEntry, Observer
+from elm_agent.protocols import IndexEntry, Observer, TensorCapability
 from elm_agent.records import Hit, KeyKind, Vector
+from elm_agent.settings import check_namespace
 
 
 class MemoryTensors:
     """A ``TensorStore`` that forgets everything with the process. ``data`` is public, so that tests can alter it."""
 
+    capabilities = frozenset({TensorCapability.BASE})
+
     def __init__(self) -> None:
-        self.data: dict[str, bytes] = {}
-        self._stored: dict[str, float] = {}
+        self.data: dict[tuple[str, str], bytes] = {}
+        self._stored: dict[tuple[str, str], float] = {}
         self._lock = threading.Lock()
 
-    def put(self, data: bytes, observe: Observer | None = None) -> str:
+    def put(self, namespace: str, data: bytes, observe: Observer | None = None) -> str:
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        name = _checked(namespace, digest)
         detail = {"digest": digest, "bytes": len(data)}
         if observe:
             observe("tensor.temporary", detail)
         with self._lock:
-            self.data[digest] = bytes(data)
-            self._stored[digest] = time.monotonic()
+            self.data[name] = bytes(data)
+            self._stored[name] = time.monotonic()
         if observe:
             observe("tensor.durable", detail)
         return digest
 
-    def get(self, digest: str) -> bytes:
-        self._check(digest)
+    def get(self, namespace: str, digest: str, *, cached: bool = True) -> bytes:  # noqa: ARG002  nothing is cached
+        name = _checked(namespace, digest)
         with self._lock:
-            data = self.data.get(digest)
+            data = self.data.get(name)
         if data is None:
             raise TensorMissing(f"tensor {digest[:19]}… is not here; run `elm-agent doctor --repair`")
         if "sha256:" + hashlib.sha256(data).hexdigest() != digest:
             raise TensorCorrupt(f"tensor {digest[:19]}… was altered; run `elm-agent doctor --repair`")
         return data
 
-    def delete(self, digest: str, *, older_than_seconds: float | None = None) -> bool:
-        self._check(digest)
+    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:
+        name = _checked(namespace, digest)
         with self._lock:
-            if digest not in self.data:
+            if name not in self.data:
                 return False
-            if older_than_seconds is not None and time.monotonic() - self._stored[digest] < older_than_seconds:
+            if older_than_seconds is not None and time.monotonic() - self._stored[name] < older_than_seconds:
                 return False
-            del self.data[digest], self._stored[digest]
+            del self.data[name], self._stored[name]
             return True
 
-    def age(self, digest: str) -> float:
-        self._check(digest)
+    def age(self, namespace: str, digest: str) -> float:
+        name = _checked(namespace, digest)
         with self._lock:
-            if digest not in self._stored:
+            if name not in self._stored:
                 raise TensorMissing(f"tensor {digest[:19]}… is not here; run `elm-agent doctor --repair`")
-            return time.monotonic() - self._stored[digest]
+            return time.monotonic() - self._stored[name]
 
-    def digests(self) -> Iterator[str]:
+    def digests(self, namespace: str) -> Iterator[str]:
+        check_namespace(namespace)
         with self._lock:
-            known = list(self.data)
+            known = [digest for owner, digest in self.data if owner == namespace]
         yield from known
+
+    def namespaces(self) -> list[str]:
+        with self._lock:
+            return sorted({owner for owner, _ in self.data})
 
     def temporary(self, older_than_seconds: float) -> list[str]:  # noqa: ARG002  nothing can be left behind
         return []
@@ -73,9 +82,11 @@ class MemoryTensors:
     def sweep(self, older_than_seconds: float) -> list[str]:  # noqa: ARG002
         return []
 
-    def _check(self, digest: str) -> None:
-        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
-            raise TensorCorrupt(f"a tensor digest is 'sha256:' and 64 hex digits; got {digest[:80]!r}")
+
+def _checked(namespace: str, digest: str) -> tuple[str, str]:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise TensorCorrupt(f"a tensor digest is 'sha256:' and 64 hex digits; got {digest[:80]!r}")
+    return check_namespace(namespace), digest
 
 
 class MemoryIndex:

@@ -34,36 +34,38 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(disk: Path) -> None:
     store = LocalTensors(disk)
-    kept = store.put(b"k" * 1000)
+    kept = store.put("default", b"k" * 1000)
     with pytest.raises(StorageError) as caught:
-        store.put(b"x" * 1_000_000)
+        store.put("default", b"x" * 1_000_000)
     assert str(caught.value) == (
         f"a tensor of 1000000 bytes could not be stored: the disk of {disk} is full; "
         "free some space and run the same command again"
     )
     assert store.temporary(-1) == []
-    assert list(store.digests()) == [kept]
-    assert store.get(kept) == b"k" * 1000
-    assert store.get(store.put(b"y" * 100_000)) == b"y" * 100_000, "what was half written gave its space back"
+    assert list(store.digests("default")) == [kept]
+    assert store.get("default", kept) == b"k" * 1000
+    assert store.get("default", store.put("default", b"y" * 100_000)) == b"y" * 100_000, (
+        "what was half written gave its space back"
+    )
 
 
 def test_a_disk_that_became_read_only_can_be_read(disk: Path) -> None:
     store = LocalTensors(disk)
-    kept = store.put(b"kept")
+    kept = store.put("default", b"kept")
     remount_read_only(disk)
     with pytest.raises(StorageError, match=r"could not be stored: .* is not accessible \(Read-only file system\)"):
-        store.put(b"more")
+        store.put("default", b"more")
     with pytest.raises(StorageError, match="could not be deleted"):
-        store.delete(kept)
-    assert store.get(kept) == b"kept"
-    assert list(store.digests()) == [kept]
+        store.delete("default", kept)
+    assert store.get("default", kept) == b"kept"
+    assert list(store.digests("default")) == [kept]
 
 
 def test_a_folder_without_permission_is_one_sentence() -> None:
     with tempfile.TemporaryDirectory() as name, ordinary_user():  # pytest's own folders are closed to others
         folder = Path(name)
         with pytest.raises(StorageError, match=r"is not accessible \(Permission denied\)"):
-            LocalTensors(folder / "locked").put(b"data")
+            LocalTensors(folder / "locked").put("default", b"data")
 
 
 @contextmanager
@@ -147,7 +149,7 @@ def test_a_damaged_tensor_is_never_served(
         queue(bank, "one")
         run_once(bank)
         (memory,) = bank.memories("default")
-        (file,) = (tmp_path / "tensors").glob("??/*.safetensors")
+        (file,) = (tmp_path / "tensors").glob("default/??/*.safetensors")
         data = damage(file.read_bytes())
         file.unlink() if data is None else file.write_bytes(data)
         with pytest.raises(error, match=says) as caught:
@@ -160,7 +162,7 @@ def test_a_tensor_of_another_shape_than_its_record_is_never_served(tmp_path: Pat
         queue(bank, "one")
         run_once(bank)
         (memory,) = bank.memories("default")
-        digest = bank.tensors.put(to_bytes(torch.zeros(4, 16)))
+        digest = bank.tensors.put("default", to_bytes(torch.zeros(4, 16)))
         with bank.database.write() as session:
             session.execute(update(MemoryRow).values(tensor_digest=digest))
         with pytest.raises(TensorCorrupt, match=r"expected a prompt of shape \(3, 16\); got \(4, 16\)"):

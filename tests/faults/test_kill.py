@@ -106,7 +106,7 @@ def check_clean_after_repair(bank: Bank) -> None:
     assert mended.left == ()
     assert {finding.kind for finding in mended.findings} <= {FindingKind.ORPHAN_TENSOR, FindingKind.TEMPORARY_FILE}
     assert examine(bank, now=utcnow() + FAR).clean
-    assert set(bank.tensors.digests()) == {memory.tensor_digest for memory in bank.memories("default")}
+    assert set(bank.tensors.digests("default")) == {memory.tensor_digest for memory in bank.memories("default")}
     assert bank.tensors.temporary(-1) == []
 
 
@@ -151,7 +151,7 @@ def test_the_doctor_comes_before_the_second_worker(
     found = {finding.kind for finding in examine(bank, repair=True, now=utcnow() + FAR).findings}
     left = FindingKind.TEMPORARY_FILE if point[0] == "tensor.temporary" else FindingKind.ORPHAN_TENSOR
     assert found == {FindingKind.STUCK_JOB, left}
-    assert list(bank.tensors.digests()) == []
+    assert list(bank.tensors.digests("default")) == []
     with bank.database.write() as session:  # the doctor queued it for its own far future
         session.get_one(JobRow, ("default", job.id)).run_after = utcnow()
     assert work_until_done(bank, job) == 1
@@ -165,7 +165,7 @@ def test_a_worker_that_was_paused_cannot_publish_what_another_has_learned(
     paused = dying_worker.start(database_url, home, step="tensor.durable", nth=1, chroma=False, by=signal.SIGSTOP)
     bank = reopened()
     until = time.monotonic() + 60
-    while not list(bank.tensors.digests()):  # it is about to publish
+    while not list(bank.tensors.digests("default")):  # it is about to publish
         assert time.monotonic() < until, "the worker never stored its tensor"
         time.sleep(0.05)
     assert work_until_done(bank, job) == 1

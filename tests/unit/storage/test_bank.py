@@ -101,7 +101,7 @@ def test_a_failure_before_the_commit_leaves_a_tensor_and_nothing_else(bank: Bank
     assert bank.memories("default") == []
     assert bank.events("default") == []
     assert bank.jobs.counts()[JobState.RUNNING] == 1
-    assert len(list(bank.tensors.digests())) == 1
+    assert len(list(bank.tensors.digests("default"))) == 1
 
 
 def test_publish_after_a_takeover_is_refused(bank: Bank) -> None:
@@ -123,7 +123,7 @@ def test_publish_after_a_takeover_is_refused(bank: Bank) -> None:
 def test_unusable_results_are_refused_before_anything_is_written(bank: Bank, learn: Learn) -> None:
     with pytest.raises(InputError, match="unit length"):
         learn("q", np.ones(4, dtype=np.float32))
-    assert list(bank.tensors.digests()) == []
+    assert list(bank.tensors.digests("default")) == []
     bank.jobs.release(_running(bank), "refused")
     learn("q", X, kv=unit(1, 2))
     with pytest.raises(InputError, match=r"width 2, got 3: keep `learning.kv_heads`"):
@@ -275,7 +275,7 @@ def test_a_missing_or_altered_tensor_is_never_served(bank: Bank, learn: Learn, t
     altered, missing = learn("a", X), learn("b", Y)
     (path,) = (tmp_path / "tensors").rglob(altered.tensor_digest.removeprefix("sha256:") + "*")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    bank.tensors.delete(missing.tensor_digest)
+    bank.tensors.delete("default", missing.tensor_digest)
     with pytest.raises(TensorCorrupt, match="was altered"):
         bank.prompt("default", altered.id)
     with pytest.raises(TensorMissing):

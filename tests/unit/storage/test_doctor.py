@@ -49,8 +49,7 @@ def mended(bank: Bank, *expected: FindingKind, **options: object) -> Report:
 
 def file_of(bank: Bank, memory: MemoryRecord) -> Path:
     assert isinstance(bank.tensors, LocalTensors)
-    name = memory.tensor_digest.removeprefix("sha256:")
-    return bank.tensors.directory / name[:2] / f"{name}.safetensors"
+    return bank.tensors.path(memory.namespace, memory.tensor_digest)
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def test_a_missing_tensor_is_quarantined_with_an_event(bank: Bank, pair: tuple[M
     last = bank.events("default", lost.id)[-1]
     assert (last.kind, last.actor) == (EventKind.QUARANTINED, "doctor")
     assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, unit(1, 0, 0, 0), 5)] == [kept.id]
-    bank.tensors.put(data)
+    bank.tensors.put("default", data)
     bank.transition("default", lost.id, MemoryState.ACTIVE, actor="test", reason="found in a backup")
     assert examine(bank).clean
 
@@ -139,19 +138,19 @@ def test_a_folder_that_is_not_mounted_costs_nothing(bank: Bank, pair: tuple[Memo
 
 @pytest.mark.usefixtures("pair")
 def test_an_orphan_is_collected_once_it_cannot_be_in_flight(bank: Bank) -> None:
-    digest = bank.tensors.put(b"never published")
+    digest = bank.tensors.put("default", b"never published")
     young = examine(bank, repair=True)
     assert young.clean
     assert young.checked["tensors in flight"] == 1
-    assert digest in set(bank.tensors.digests())
+    assert digest in set(bank.tensors.digests("default"))
     report = mended(bank, FindingKind.ORPHAN_TENSOR, now=utcnow() + LATER)
     assert report.findings[0].subject == digest
-    assert len(list(bank.tensors.digests())) == 2
+    assert len(list(bank.tensors.digests("default"))) == 2
 
 
 @pytest.mark.usefixtures("pair")
 def test_left_temporary_files_are_swept(bank: Bank) -> None:
-    folder = bank.tensors.directory / "ab"
+    folder = bank.tensors.directory / "default" / "ab"
     folder.mkdir(exist_ok=True)
     (folder / "x.part").write_bytes(b"half")
     assert examine(bank, repair=True).clean
