@@ -5,6 +5,7 @@ Knows nothing of graphs or commands. Heavy parts are imported when they are open
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,8 +22,11 @@ from elm_agent.settings import Settings, load_settings
 if TYPE_CHECKING:
     from elm_agent.memory.worker import Worker
     from elm_agent.storage.bank import Bank
+    from elm_agent.storage.database import Database
     from elm_agent.storage.feed import FedIndex
+    from elm_agent.storage.master_keys import KeyFunction
     from elm_agent.storage.search import IndexChoice
+    from elm_agent.storage.vault import Vault
 
 Progress = Callable[[int, int], None]
 """``progress(bytes_done, bytes_in_all)`` while a model is downloaded."""
@@ -44,6 +48,7 @@ class Runtime:
     runner: JobRunner
     recipe: Recipe
     _trainer_for: Callable[[str], Trainer] = field(repr=False)
+    _tasks: frozenset[str] = field(repr=False)
     _closing: ExitStack = field(repr=False)
     _bound: set[str] = field(default_factory=set, repr=False)
     _binding: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -61,7 +66,7 @@ class Runtime:
 
     def worker(self, *, concurrency: int = 1, observe: Observer | None = None) -> Worker:
         """A worker on this runtime's model and bank, for a process of its own (``elm-agent worker``)."""
-        return _worker(self.settings, self.bank, self.model, self._trainer_for, concurrency, observe)
+        return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, concurrency, observe)
 
     def close(self) -> None:
         """Stop learning after its current step, then close bank and model. Idempotent."""
@@ -76,26 +81,47 @@ class Runtime:
         self.close()
 
 
-def open_bank(settings: Settings | None = None, *, owns_index: bool = True) -> Bank:
+def open_bank(
+    settings: Settings | None = None, *, owns_index: bool = True, encryption_key: KeyFunction | None = None
+) -> Bank:
     """The bank of ``settings`` without a model, for audits. Makes an empty one where there is none.
 
     ``owns_index=False``: never open embedded Chroma, which bears one process only; for workers beside an agent.
 
+    ``encryption_key``: a function that returns the 32 bytes of the master key, called with nothing, or with the id
+    of the key that is wanted (None: the one for new work); instead of the settings of ``encryption``.
+
     Raises:
+        SettingsError: the master key is named and cannot be had.
         StorageError: the database or its folder cannot be used.
+        VaultLocked: the bank was encrypted under another key.
     """
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.database import Database
     from elm_agent.storage.tensors import LocalTensors
 
     settings = settings or Settings()
-    return Bank(
-        Database.open(settings.resolved_database_url),
-        LocalTensors(Path(settings.resolved_tensors)),
-        exact_limit=settings.exact_limit,
-        index=_index_choice(settings),
-        durable=_durable_index(settings, owns_index),
-    )
+    with ExitStack() as opened:  # what is open when something fails is closed again
+        database = Database.open(settings.resolved_database_url)
+        opened.callback(database.close)
+        vault = _vault(settings, database, encryption_key)
+        bank = Bank(
+            database,
+            LocalTensors(Path(settings.resolved_tensors)),
+            exact_limit=settings.exact_limit,
+            index=_index_choice(settings),
+            durable=_durable_index(settings, owns_index),
+            vault=vault,
+        )
+        opened.pop_all()  # from here on the bank closes it
+        return bank
+
+
+def _vault(settings: Settings, database: Database, encryption_key: KeyFunction | None) -> Vault:
+    from elm_agent.storage.vault_opening import open_vault
+
+    wanted = settings.encryption
+    return open_vault(database, key_env=wanted.key_env, key_file=wanted.key_file, function=encryption_key)
 
 
 def _index_choice(settings: Settings) -> IndexChoice:
@@ -122,6 +148,7 @@ def open_runtime(
     observe: Observer | None = None,
     progress: Progress | None = None,
     owns_index: bool = True,
+    encryption_key: KeyFunction | None = None,
     **overrides: Any,
 ) -> Runtime:
     """Open everything that ``settings`` describe, with keyword overrides on top (``learning={"steps": 2}``).
@@ -130,9 +157,9 @@ def open_runtime(
         model, task: a name, as in the settings, or an object of your own.
         verifier: an object, or a function ``(question, candidate) -> float``; the built-in ones are settings.
         trainer: needed with a model object that is not a ``LocalModel``.
-        observe: told every step of learning in this process (see ``Worker``).
+        observe: told every step of learning in this process (see ``Worker``); workers on Ray are other processes.
         progress: told how far the download of a model has come.
-        owns_index: see ``open_bank``.
+        owns_index, encryption_key: see ``open_bank``.
 
     Raises:
         SettingsError: settings that are wrong or cannot go together.
@@ -144,17 +171,18 @@ def open_runtime(
     overrides |= {name: value for name, value in names.items() if isinstance(value, str)}
     settings = load_settings(**overrides) if settings is None else settings.changed(**overrides)
     check_settings(settings)
+    _check_ray(settings, model=model, task=task, trainer=trainer)
     with ExitStack() as opened:  # what is open when something fails is closed again
-        bank = open_bank(settings, owns_index=owns_index)
+        bank = open_bank(settings, owns_index=owns_index, encryption_key=encryption_key)
         opened.callback(bank.close)
         if model is None or isinstance(model, str):
             model = _load_model(settings, opened, progress)
         _check_model(settings, model)
         task = _task(settings) if task is None or isinstance(task, str) else task
-        trainer_for = _trainers(model, task, trainer)
+        trainer_for, tasks = _trainers(model, task, trainer)
         judge = _verifier(settings, model, task, verifier)
         bank.bind(settings.namespace, model.fingerprint)
-        runner = _runner(settings, _worker(settings, bank, model, trainer_for, 1, observe))
+        runner = _runner(settings, _worker(settings, bank, model, trainer_for, tasks, 1, observe))
         opened.callback(runner.stop)
         runner.start()
         return Runtime(
@@ -167,6 +195,7 @@ def open_runtime(
             runner=runner,
             recipe=settings.learning.recipe(),
             _trainer_for=trainer_for,
+            _tasks=tasks,
             _closing=opened.pop_all(),
             _bound={settings.namespace},
         )
@@ -186,6 +215,20 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError(
             f"worker.heartbeat_seconds ({worker.heartbeat_seconds:g}) must be shorter than worker.lease_seconds "
             f"({worker.lease_seconds:g}), or every lease runs out"
+        )
+    if settings.ray.min_actors > settings.ray.max_actors:
+        raise SettingsError(
+            f"ray.min_actors ({settings.ray.min_actors}) is more than ray.max_actors ({settings.ray.max_actors})"
+        )
+
+
+def _check_ray(settings: Settings, **objects: object) -> None:
+    """Objects of this process do not reach the workers on Ray; what makes them there is named instead."""
+    given = [f"{name}=" for name, value in objects.items() if not isinstance(value, str | None)]
+    if given and settings.worker.mode == "ray" and settings.ray.factory is None:
+        raise SettingsError(
+            f"worker.mode is 'ray', and {', '.join(given)} exists in this process only: set ray.factory to "
+            "MODULE:FUNCTION, called like `open_runtime` on each worker, that makes it there"
         )
 
 
@@ -261,8 +304,10 @@ def _verifier(settings: Settings, model: LanguageModel, task: Task, given: Verif
             return verification.ProcessReward(judge, aggregate=chosen.prm_aggregate)
 
 
-def _trainers(model: LanguageModel, task: Task, given: Trainer | None) -> Callable[[str], Trainer]:
-    """The trainer of a job's task: the queue may hold jobs of other tasks than this runtime's own."""
+def _trainers(
+    model: LanguageModel, task: Task, given: Trainer | None
+) -> tuple[Callable[[str], Trainer], frozenset[str]]:
+    """The trainer of a job's task, and the tasks that it knows: the queue may hold jobs of others."""
     if given is not None:
 
         def only(name: str) -> Trainer:
@@ -270,10 +315,10 @@ def _trainers(model: LanguageModel, task: Task, given: Trainer | None) -> Callab
                 raise InputError(f"the job is of task {name!r}, this worker learns {task.name!r}: start one for it")
             return given
 
-        return only
+        return only, frozenset({task.name})
 
     from elm_agent.models.engine import LocalModel
-    from elm_agent.tasks import get_task
+    from elm_agent.tasks import get_task, task_names
     from elm_agent.training import GrpoTrainer
 
     if not isinstance(model, LocalModel):
@@ -282,7 +327,7 @@ def _trainers(model: LanguageModel, task: Task, given: Trainer | None) -> Callab
     def native(name: str) -> Trainer:
         return GrpoTrainer(model, task if name == task.name else get_task(name))
 
-    return native
+    return native, task_names() | {task.name}
 
 
 def _worker(
@@ -290,6 +335,7 @@ def _worker(
     bank: Bank,
     model: LanguageModel,
     trainer_for: Callable[[str], Trainer],
+    tasks: frozenset[str],
     concurrency: int,
     observe: Observer | None,
 ) -> Worker:
@@ -299,6 +345,7 @@ def _worker(
         bank=bank,
         trainer_for=trainer_for,
         model=model.fingerprint,
+        tasks=tasks,
         lease_seconds=settings.worker.lease_seconds,
         heartbeat_seconds=settings.worker.heartbeat_seconds,
         poll_seconds=settings.worker.poll_seconds,
@@ -317,6 +364,49 @@ def _runner(settings: Settings, worker: Worker) -> JobRunner:
         case "thread":
             return ThreadRunner(worker)
         case "external":
-            return ExternalRunner(worker.bank, worker.model.id)
+            return ExternalRunner(worker.bank, worker.model.id, worker.tasks)
         case "ray":
-            raise SettingsError("worker.mode 'ray' is not wired yet")
+            return _ray_runner(settings, worker)
+
+
+def _ray_runner(settings: Settings, worker: Worker) -> JobRunner:
+    """Workers on Ray open the same bank from the same settings; where the bank is bound to this host, so are they."""
+    from elm_agent.executors.ray import RayRunner
+
+    chosen = settings.ray
+    here = settings.resolved_database_url.startswith("sqlite") or settings.tensors is None
+    threads = settings.threads or max(1, int(chosen.num_cpus))  # not all cores: workers share a node
+    there = _absolute(settings).changed(threads=threads, worker={"mode": "external"})
+    return RayRunner(
+        jobs=worker.bank.jobs,
+        model_id=worker.model.id,
+        tasks=worker.tasks,
+        factory=chosen.factory or f"{__name__}:{open_runtime.__name__}",
+        settings=there.model_dump(mode="json"),
+        only_host=socket.gethostname() if here else None,
+        address=chosen.address,
+        dashboard=chosen.dashboard,
+        min_actors=chosen.min_actors,
+        max_actors=chosen.max_actors,
+        jobs_per_actor=chosen.jobs_per_actor,
+        num_cpus=chosen.num_cpus,
+        num_gpus=chosen.num_gpus,
+        strategy=chosen.strategy,
+        poll_seconds=settings.worker.poll_seconds,
+        place_seconds=chosen.place_seconds,
+        idle_seconds=chosen.idle_seconds,
+        stop_seconds=chosen.stop_seconds,
+    )
+
+
+def _absolute(settings: Settings) -> Settings:
+    """The same settings for a process that runs in another folder."""
+    changed: dict[str, Any] = {"home": settings.home.absolute()}
+    if settings.tensors is not None and "://" not in settings.tensors:
+        changed["tensors"] = str(Path(settings.tensors).absolute())
+    scheme, _, file = (settings.database_url or "").partition(":///")
+    if scheme.startswith("sqlite") and file and not file.startswith("file:"):
+        changed["database_url"] = f"{scheme}:///{Path(file).absolute()}"
+    if Path(settings.model).exists():
+        changed["model"] = str(Path(settings.model).absolute())
+    return settings.changed(**changed)
