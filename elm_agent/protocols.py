@@ -175,7 +175,7 @@ class TensorStore(Protocol):
     """Immutable bytes under namespace and content hash. Put is durable when it returns; same bytes, same digest.
 
     The same bytes in two namespaces are two objects: deleting one leaves the other, and a digest of one namespace
-    is missing in the other. A name that is no namespace raises ``SettingsError``, a malformed digest ``TensorCorrupt``.
+    is missing in the other. What is no namespace raises ``SettingsError``, a malformed digest ``TensorCorrupt``.
     """
 
     @property

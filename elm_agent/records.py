@@ -69,6 +69,7 @@ class MemoryState(StrEnum):
     ACTIVE = "active"
     QUARANTINED = "quarantined"  # its tensor is missing or altered, or it did harm
     RETIRED = "retired"  # evicted; can be restored
+    PURGED = "purged"  # removed for good; only a tombstone and its events are left
 
 
 class JobState(StrEnum):
@@ -95,6 +96,7 @@ class EventKind(StrEnum):
     """What can happen to a memory; every change of the bank is one event."""
 
     CREATED = "created"
+    GATED = "gated"  # the gate kept it a candidate
     ACTIVATED = "activated"
     QUARANTINED = "quarantined"
     EVICTED = "evicted"
@@ -102,6 +104,14 @@ class EventKind(StrEnum):
     PINNED = "pinned"
     UNPINNED = "unpinned"
     REPAIRED = "repaired"
+    USED = "used"  # several uses counted together, see ``memory.maintain``
+    REVIEWED = "reviewed"  # a person looked at it
+    PURGED = "purged"
+    EXPORTED = "exported"
+    IMPORTED = "imported"
+    KEY_ROTATED = "key_rotated"
+    ERASED = "erased"  # all that came from one subject was purged
+    MOVED = "moved"  # the bank was moved to other back ends
 
 
 class KeyKind(StrEnum):
@@ -187,10 +197,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One retrieved memory; ``similarity`` is a cosine in [-1, 1]."""
+    """One retrieved memory; ``similarity`` is a cosine in [-1, 1]. Indexes leave ``namespace`` empty, the bank fills it."""
 
     memory_id: str
     similarity: float
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +283,11 @@ class MemoryRecord:
     revision: int  # of the namespace when the row last changed
     created_at: datetime
     updated_at: datetime
+    state_since: datetime
+    valid_until: datetime | None = None
+    subject: str | None = None
+    origin: str = "local"
+    content_digest: str = ""
     uses: int = 0
     fixed: int = 0
     broken: int = 0
@@ -319,6 +335,7 @@ class JobRecord:
     run_after: datetime
     created_at: datetime
     updated_at: datetime
+    subject: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,11 +355,13 @@ class UseRecord:
     zero_shot_answer: str | None
     outcome: UseOutcome
     created_at: datetime
+    memory_namespace: str = ""  # where the memory lives, if it is shared; empty: `namespace`
+    subject: str | None = None  # whose question it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventRecord:
-    """One line of a namespace's history; ``revision`` orders it without gaps."""
+    """One link of a namespace's chain; ``revision`` orders it without gaps. ``note`` is free text, and erasable."""
 
     namespace: str
     revision: int
@@ -351,6 +370,8 @@ class EventRecord:
     actor: str
     detail: dict[str, Any]
     created_at: datetime
+    digest: str
+    note: str | None = None
 
 
 def idempotency_key(namespace: str, question: str, model_id: str, recipe_id: str) -> str:

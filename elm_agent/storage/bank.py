@@ -7,9 +7,13 @@ commit and may be lost at any time. Knows nothing of models, training or routing
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from elm_agent.errors import IndexUnavailable, InputError
+from sqlalchemy import select
+
+from elm_agent.errors import IndexUnavailable
 from elm_agent.protocols import KeyIndex, Observer, TensorStore, Trained
 from elm_agent.records import (
     EventKind,
@@ -24,30 +28,22 @@ from elm_agent.records import (
     Vector,
 )
 from elm_agent.settings import check_namespace
-from elm_agent.storage import ledger, publish, rows
+from elm_agent.storage import adopt, ledger, lifecycle, publish, purge, rows
+from elm_agent.storage.adopt import Adopted
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import FedIndex
 from elm_agent.storage.index_exact import ExactIndex
 from elm_agent.storage.jobs import JobQueue, Lease, fenced
 from elm_agent.storage.jobstate import finish
+from elm_agent.storage.ledger import Change
+from elm_agent.storage.purge import Forgotten, PurgeReport
 from elm_agent.storage.reader import BankReader, NamespaceInfo, read_record
-from elm_agent.storage.schema import NamespaceRow
+from elm_agent.storage.schema import MemoryRow, NamespaceRow
 from elm_agent.storage.search import IndexChoice, Search
 from elm_agent.storage.uses import UseLog
+from elm_agent.storage.vault import Vault
 
-__all__ = ["Bank", "Lease", "NamespaceInfo"]
-
-_BECOMES = {
-    (MemoryState.CANDIDATE, MemoryState.ACTIVE): EventKind.ACTIVATED,
-    (MemoryState.RETIRED, MemoryState.ACTIVE): EventKind.RESTORED,
-    (MemoryState.QUARANTINED, MemoryState.ACTIVE): EventKind.RESTORED,
-    (MemoryState.CANDIDATE, MemoryState.RETIRED): EventKind.EVICTED,
-    (MemoryState.ACTIVE, MemoryState.RETIRED): EventKind.EVICTED,
-    (MemoryState.QUARANTINED, MemoryState.RETIRED): EventKind.EVICTED,
-    (MemoryState.CANDIDATE, MemoryState.QUARANTINED): EventKind.QUARANTINED,
-    (MemoryState.ACTIVE, MemoryState.QUARANTINED): EventKind.QUARANTINED,
-    (MemoryState.RETIRED, MemoryState.QUARANTINED): EventKind.QUARANTINED,
-}
+__all__ = ["Adopted", "Bank", "Forgotten", "Lease", "NamespaceInfo", "PurgeReport"]
 
 
 class Bank(BankReader):
@@ -62,16 +58,17 @@ class Bank(BankReader):
         index: IndexChoice = "auto",
         durable: FedIndex | None = None,
         exact: KeyIndex | None = None,
+        vault: Vault | None = None,
     ) -> None:
         """``index``: 'exact' scans, 'durable' asks ``durable`` and fails without it, 'auto' scans up to
         ``exact_limit`` active memories of a namespace and asks ``durable`` above, or scans and says why it must.
         ``durable``: an index that not every process may open is given only in its owner. The bank closes what
         it is given.
         """
-        super().__init__(database, tensors)
+        super().__init__(database, tensors, vault)
         self.durable = durable
-        self.jobs = JobQueue(database)
-        self._use_log = UseLog(database)
+        self.jobs = JobQueue(database, self.vault)
+        self._use_log = UseLog(database, self.vault)
         self._exact = exact or ExactIndex()
         self._search = Search(database, exact=self._exact, durable=durable, choice=index, exact_limit=exact_limit)
 
@@ -83,6 +80,7 @@ class Bank(BankReader):
         Raises:
             ModelMismatch: it was made for other weights, another tokenizer or template.
             SettingsError: the name is not usable.
+            BankMoved: the namespace went to another bank.
         """
         check_namespace(namespace)
         with self.database.read() as session:
@@ -92,7 +90,9 @@ class Bank(BankReader):
                 values = publish.namespace_values(namespace, model, actor, self.database.now(session))
                 self.database.add_once(session, NamespaceRow, values, ["name"])
                 row = ledger.lock_namespace(session, namespace)
+        ledger.check_here(row)
         publish.check_model(row, model)
+        self.vault.ensure(namespace)
 
     # --- changes ----------------------------------------------------------------------------------------
 
@@ -124,7 +124,8 @@ class Bank(BankReader):
         namespace = lease.job.namespace
         publish.check_trained(trained, state, model)
         # 1. the tensor is durable before anything names it
-        digest = self.tensors.put(to_bytes(trained.prompt.prompt_VE), observe)
+        plain = to_bytes(trained.prompt.prompt_VE)
+        digest = self.tensors.put(namespace, self.vault.seal_bytes(namespace, plain), observe)
         # 2. one transaction makes it a memory
         with self.database.write() as session:
             now = self.database.now(session)
@@ -132,18 +133,29 @@ class Bank(BankReader):
             owner = ledger.lock_namespace(session, namespace)
             publish.check_model(owner, model)
             episode = publish.new_episode(lease, trained, task=task, now=now)
-            session.add(rows.episode_row(episode))
+            session.add(rows.episode_row(episode, self.vault))
             session.flush()
             memory = publish.new_memory(
-                lease, trained, episode, tensor_digest=digest, model=model, recipe=recipe, state=state, reason=reason
+                lease,
+                trained,
+                episode,
+                tensor_digest=digest,
+                content_digest=publish.content_digest(self.vault, namespace, plain),
+                model=model,
+                recipe=recipe,
+                state=state,
+                reason=reason,
+                vault=self.vault,
             )
             session.add(memory)
             session.flush()
             session.add_all(publish.new_keys(session, memory, trained.keys))
-            detail = {"state": state.value, "reason": reason, "job_id": lease.job.id, "tensor_digest": digest}
-            ledger.append(
-                session, owner, EventKind.CREATED, memory, actor=lease.owner, detail=detail, now=now, reindex=True
-            )
+            change = Change(session, owner, lease.owner, now, self.vault)
+            change.note(EventKind.CREATED, memory, {"job_id": lease.job.id, "tensor_digest": digest})
+            gated = {"state": state.value, "vote_share": trained.final.vote_share}
+            change.note(EventKind.GATED, memory, gated, text=reason)
+            if state == MemoryState.ACTIVE:
+                change.note(EventKind.ACTIVATED, memory, reindex=True)
             finish(job, memory.id, now)
             session.flush()
             tell("publish.before_commit", {"memory_id": memory.id})
@@ -151,7 +163,7 @@ class Bank(BankReader):
         # 3. the derived index learns of it; if it cannot, the outbox still has it
         self._feed_or_warn(namespace)
         tell("index.fed", {"memory_id": memory.id})
-        return rows.memory_record(memory, 0, 0, 0)
+        return rows.memory_record(memory, self.vault, 0, 0, 0)
 
     def transition(
         self, namespace: str, memory_id: str, to: MemoryState, *, actor: str, reason: str | None
@@ -160,47 +172,118 @@ class Bank(BankReader):
 
         Raises ``NotFound``; ``InputError`` when it is pinned and to be evicted, or was once more than a candidate.
         """
-        with self.database.write() as session:
-            owner = ledger.lock_namespace(session, namespace)
-            memory = ledger.find_memory(session, namespace, memory_id)
-            was = MemoryState(memory.state)
-            if was != to:
-                kind = _becomes(memory_id, was, to)
-                if to == MemoryState.RETIRED and memory.pinned:
-                    raise InputError(f"memory {memory_id} is pinned: unpin it before it is evicted")
-                now = self.database.now(session)  # first: it would flush, and one change is one UPDATE
-                memory.state = to.value
-                memory.reason = reason
-                detail = {"from": was.value, "to": to.value, "reason": reason}
-                ledger.append(session, owner, kind, memory, actor=actor, detail=detail, now=now, reindex=True)
-            record = read_record(session, namespace, memory_id)
+        with self._changing(namespace, actor) as change:
+            lifecycle.transition(change, ledger.find_memory(change.session, namespace, memory_id), to, reason)
+            record = read_record(change.session, namespace, memory_id, self.vault)
         self._feed_or_warn(namespace)
         return record
+
+    def evict(
+        self,
+        namespace: str,
+        reasons: Mapping[str, str | None],
+        *,
+        actor: str,
+        observe: Observer | None = None,
+    ) -> list[str]:
+        """Retire many memories, in one transaction; the ids that were. Restorable until they are purged.
+
+        Passed over: unknown ids, what is pinned, and what is retired already. ``reasons``: by memory id.
+        """
+        tell: Observer = observe or _silent
+        with self._changing(namespace, actor) as change:
+            found = change.session.scalars(
+                select(MemoryRow).where(MemoryRow.namespace == namespace, MemoryRow.id.in_(reasons))
+            )
+            evicted = [row for row in found if not row.pinned and row.state != MemoryState.RETIRED]
+            for row in sorted(evicted, key=lambda row: row.id):
+                lifecycle.transition(change, row, MemoryState.RETIRED, reasons[row.id])
+            change.session.flush()
+            tell("evict.before_commit", {"namespace": namespace, "memories": len(evicted)})
+        tell("evict.committed", {"namespace": namespace, "memories": len(evicted)})
+        self._feed_or_warn(namespace)
+        return sorted(row.id for row in evicted)
 
     def pin(self, namespace: str, memory_id: str, pinned: bool, *, actor: str) -> MemoryRecord:
         """A pinned memory cannot be evicted. Raises ``NotFound``."""
-        with self.database.write() as session:
-            owner = ledger.lock_namespace(session, namespace)
-            memory = ledger.find_memory(session, namespace, memory_id)
+        with self._changing(namespace, actor) as change:
+            memory = ledger.find_memory(change.session, namespace, memory_id)
             if memory.pinned != pinned:
                 memory.pinned = pinned
-                kind = EventKind.PINNED if pinned else EventKind.UNPINNED
-                now = self.database.now(session)
-                ledger.append(session, owner, kind, memory, actor=actor, detail={}, now=now, reindex=False)
-            return read_record(session, namespace, memory_id)
+                change.note(EventKind.PINNED if pinned else EventKind.UNPINNED, memory)
+            return read_record(change.session, namespace, memory_id, self.vault)
+
+    def review(self, namespace: str, memory_id: str, *, actor: str, verdict: str, note: str | None) -> MemoryRecord:
+        """Note that a person looked at a memory. ``verdict``: one word, kept for ever. Raises ``NotFound``."""
+        return self._noted(namespace, memory_id, EventKind.REVIEWED, actor, {"verdict": verdict}, note, reindex=False)
 
     def repaired(self, namespace: str, memory_id: str, *, actor: str, detail: dict[str, Any]) -> MemoryRecord:
         """Note a repair, and tell every index anew whether this memory is to be found. Raises ``NotFound``."""
-        with self.database.write() as session:
-            owner = ledger.lock_namespace(session, namespace)
-            memory = ledger.find_memory(session, namespace, memory_id)
-            now = self.database.now(session)
-            ledger.append(
-                session, owner, EventKind.REPAIRED, memory, actor=actor, detail=detail, now=now, reindex=True
-            )
-            record = read_record(session, namespace, memory_id)
+        record = self._noted(namespace, memory_id, EventKind.REPAIRED, actor, detail, None, reindex=True)
         self._feed_or_warn(namespace)
         return record
+
+    def note_event(
+        self, namespace: str, kind: EventKind, *, actor: str, detail: dict[str, Any], note: str | None = None
+    ) -> None:
+        """An event of the namespace as a whole. ``detail``: see ``ledger.Change.note``. Raises ``NotFound``."""
+        with self._changing(namespace, actor) as change:
+            change.note(kind, None, detail, text=note)
+
+    def adopt(
+        self, namespace: str, items: Sequence[Adopted], *, actor: str, observe: Observer | None = None
+    ) -> list[tuple[str, bool]]:
+        """Take in whole memories from elsewhere, in one transaction; see ``storage.adopt``.
+
+        Returns (memory id, whether it is new), in order: a prompt that the namespace has is not stored twice.
+
+        Raises:
+            NotFound: the namespace is not in this bank; ``bind`` makes it.
+            ModelMismatch: an item is for another model. InputError: one that cannot be stored. Then nothing is.
+        """
+        adopted = adopt.adopt(
+            self.database, self.tensors, self.vault, namespace, items, actor=actor, tell=observe or _silent
+        )
+        self._feed_or_warn(namespace)
+        return adopted
+
+    # --- removing for good ------------------------------------------------------------------------------
+
+    def purge(
+        self,
+        namespace: str,
+        memory_ids: Sequence[str],
+        *,
+        actor: str,
+        reason: str | None,
+        observe: Observer | None = None,
+    ) -> PurgeReport:
+        """Remove memories for good, with all that came of them; see ``storage.purge``. Only tombstones are left.
+
+        Raises:
+            NotFound: an unknown or already purged id. InputError: a pinned one. Then nothing is purged.
+            StorageError: a store refused after the commit; the rest is done by the next purge or ``doctor``.
+        """
+        return purge.purge(self, namespace, memory_ids, actor=actor, reason=reason, tell=observe or _silent)
+
+    def forget_subject(
+        self,
+        subject: str,
+        *,
+        namespace: str | None = None,
+        actor: str,
+        dry_run: bool = False,
+        observe: Observer | None = None,
+    ) -> list[Forgotten]:
+        """Purge every memory, episode, job and use that came from ``subject``, in one namespace or in all.
+
+        What is pinned goes too: a person's wish to be forgotten counts more. ``dry_run``: only say what would go.
+        """
+        return purge.forget(self, subject, namespace=namespace, actor=actor, dry_run=dry_run, tell=observe or _silent)
+
+    def finish_purges(self, namespace: str) -> int:
+        """Remove what an interrupted purge left in files and indexes; how many memories it was. Idempotent."""
+        return purge.finish(self, namespace, _silent)
 
     # --- uses -------------------------------------------------------------------------------------------
 
@@ -252,6 +335,10 @@ class Bank(BankReader):
         """Whether a durable index is kept in step with the database: always, unless ``index`` is 'exact'."""
         return self._search.keeps_durable()
 
+    def scrub_indexes(self, namespace: str) -> None:
+        """Leave no byte of a purged vector in the files of an index. Raises ``IndexUnavailable``."""
+        self._search.scrub(namespace)
+
     def close(self) -> None:
         """Give the indexes and the database back. The bank cannot be used afterwards."""
         if self.durable is not None:
@@ -259,18 +346,30 @@ class Bank(BankReader):
         self._exact.close()
         self.database.close()
 
+    def _changing(self, namespace: str, actor: str) -> AbstractContextManager[Change]:
+        return ledger.changing(self.database, namespace, actor=actor, vault=self.vault)
+
+    def _noted(
+        self,
+        namespace: str,
+        memory_id: str,
+        kind: EventKind,
+        actor: str,
+        detail: dict[str, Any],
+        note: str | None,
+        *,
+        reindex: bool,
+    ) -> MemoryRecord:
+        with self._changing(namespace, actor) as change:
+            memory = ledger.find_memory(change.session, namespace, memory_id)
+            change.note(kind, memory, detail, text=note, reindex=reindex)
+            return read_record(change.session, namespace, memory_id, self.vault)
+
     def _feed_or_warn(self, namespace: str) -> None:
         try:
             self._search.feed(namespace)
         except IndexUnavailable as error:
             self._search.warn(namespace, f"{error}. The change is committed; the index gets it when it is fed")
-
-
-def _becomes(memory_id: str, was: MemoryState, to: MemoryState) -> EventKind:
-    kind = _BECOMES.get((was, to))
-    if kind is None:
-        raise InputError(f"memory {memory_id} is {was}: it cannot become {to} again")
-    return kind
 
 
 def _silent(step: str, detail: dict[str, Any]) -> None:

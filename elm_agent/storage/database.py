@@ -104,6 +104,28 @@ class Database:
         moment: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
         return moment
 
+    def scrub(self) -> None:
+        """Leave no byte of deleted rows in the files of an SQLite database.
+
+        ``secure_delete`` overwrites them in the file itself; here the journal, which keeps old pages, is emptied.
+        PostgreSQL keeps deleted rows in its files until they are vacuumed, and in its log until that is recycled.
+        """
+        if not self.sqlite:
+            return
+        with signals_wait(), self._explained(), self._turn(), self._writing.connect() as connection:
+            raw = connection.connection.driver_connection
+            assert isinstance(raw, sqlite3.Connection)
+            if _wal():
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                return
+            raw.execute("PRAGMA journal_size_limit = 0")  # the next commit cuts the kept journal down to this
+            try:
+                raw.execute("BEGIN IMMEDIATE")
+                raw.execute("UPDATE alembic_version SET version_num = version_num")
+                raw.execute("COMMIT")
+            finally:
+                raw.execute("PRAGMA journal_size_limit = -1")
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -204,13 +226,17 @@ def _make_folder(url: URL) -> None:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself; see _begin_sqlite
-    safe = sqlite3.sqlite_version_info >= _WAL_SAFE
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")
     # Both are durable at commit. A kept rollback journal is a little quicker than one that is made and deleted.
-    cursor.execute(f"PRAGMA journal_mode = {'WAL' if safe else 'PERSIST'}")
+    cursor.execute(f"PRAGMA journal_mode = {'WAL' if _wal() else 'PERSIST'}")
     cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA secure_delete = ON")  # a purged question must not stay in free pages
     cursor.close()
+
+
+def _wal() -> bool:
+    return sqlite3.sqlite_version_info >= _WAL_SAFE
 
 
 def _begin_sqlite(connection: Connection) -> None:

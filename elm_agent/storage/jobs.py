@@ -22,8 +22,8 @@ from elm_agent.records import JobRecord, JobState, Recipe, idempotency_key, new_
 from elm_agent.storage.database import Database
 from elm_agent.storage.faults import Refused
 from elm_agent.storage.jobstate import end, end_of_abandoned, requeue
-from elm_agent.storage.rows import job_record, sealed_json
 from elm_agent.storage.ledger import check_here
+from elm_agent.storage.rows import job_record, sealed_json
 from elm_agent.storage.schema import JobRow, NamespaceRow
 from elm_agent.storage.vault import PlainVault, Vault
 

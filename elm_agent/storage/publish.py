@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -24,10 +25,12 @@ from elm_agent.records import (
     new_id,
     question_digest,
 )
+from elm_agent.storage.chain import genesis
 from elm_agent.storage.index_exact import check_vector
 from elm_agent.storage.jobs import Lease
-from elm_agent.storage.rows import fingerprint_of, pack
+from elm_agent.storage.rows import fingerprint_of, pack, sealed
 from elm_agent.storage.schema import KeyRow, MemoryRow, NamespaceRow
+from elm_agent.storage.vault import Vault
 
 
 def namespace_values(namespace: str, model: ModelFingerprint, actor: str, now: datetime) -> dict[str, Any]:
@@ -41,6 +44,8 @@ def namespace_values(namespace: str, model: ModelFingerprint, actor: str, now: d
         "model_width": model.width,
         "model_id": model.id,
         "revision": 0,
+        "head": genesis(namespace),
+        "outbox_floor": 0,
         "created_by": actor,
         "created_at": now,
     }
@@ -71,6 +76,11 @@ def check_trained(trained: Trained, state: MemoryState, model: ModelFingerprint)
         check_vector(vector)
 
 
+def content_digest(vault: Vault, namespace: str, data: bytes) -> str:
+    """A name for a prompt's own bytes that equal prompts of the namespace share."""
+    return vault.blind(namespace, "sha256:" + hashlib.sha256(data).hexdigest())
+
+
 def by_kind(keys: MemoryKeys) -> list[tuple[KeyKind, Vector]]:
     """The keys that a memory has."""
     pairs = [(KeyKind.INPUT, keys.input), (KeyKind.KV, keys.kv)]
@@ -98,10 +108,12 @@ def new_memory(
     episode: Episode,
     *,
     tensor_digest: str,
+    content_digest: str,
     model: ModelFingerprint,
     recipe: Recipe,
     state: MemoryState,
     reason: str | None,
+    vault: Vault,
 ) -> MemoryRow:
     """The row without its revision, which ``ledger.append`` gives it."""
     return MemoryRow(
@@ -109,13 +121,16 @@ def new_memory(
         id=new_id("mem"),
         state=state.value,
         pinned=False,
-        reason=reason,
-        question=episode.question,
-        question_digest=question_digest(episode.question),
+        reason=sealed(vault, episode.namespace, reason),
+        question=vault.seal(episode.namespace, episode.question),
+        question_digest=vault.blind(episode.namespace, question_digest(episode.question)),
+        subject=lease.job.subject,
+        origin="local",
         task=episode.task,
         episode_id=episode.id,
         job_id=lease.job.id,
         tensor_digest=tensor_digest,
+        content_digest=content_digest,
         virtual_tokens=trained.prompt.virtual_tokens,
         width=trained.prompt.width,
         model=asdict(model),
@@ -124,6 +139,7 @@ def new_memory(
         format_version=FORMAT_VERSION,
         final_vote_share=trained.final.vote_share,
         revision=0,
+        state_since=episode.created_at,
         created_at=episode.created_at,
         updated_at=episode.created_at,
     )
@@ -133,15 +149,24 @@ def new_keys(session: Session, memory: MemoryRow, keys: MemoryKeys) -> list[KeyR
     """The key rows. Raises ``InputError`` if the namespace's keys of that kind have another width."""
     rows = []
     for kind, vector in by_kind(keys):
-        same = select(KeyRow.width).where(KeyRow.namespace == memory.namespace, KeyRow.kind == kind.value)
-        width = session.scalar(same.limit(1))
-        if width not in (None, len(vector)):
-            raise InputError(
-                f"the {kind} keys of namespace {memory.namespace!r} have width {width}, got {len(vector)}: keep "
-                "`learning.kv_heads` as it was, or use another namespace"
-            )
+        check_width(memory.namespace, kind, key_width(session, memory.namespace, kind), len(vector))
         row = KeyRow(
             namespace=memory.namespace, kind=kind.value, memory_id=memory.id, width=len(vector), vector=pack(vector)
         )
         rows.append(row)
     return rows
+
+
+def key_width(session: Session, namespace: str, kind: KeyKind) -> int | None:
+    """How wide the namespace's keys of that kind are; None while it has none."""
+    same = select(KeyRow.width).where(KeyRow.namespace == namespace, KeyRow.kind == kind.value)
+    return session.scalar(same.limit(1))
+
+
+def check_width(namespace: str, kind: KeyKind, width: int | None, got: int) -> None:
+    """Raise ``InputError`` unless a key of width ``got`` fits the others."""
+    if width not in (None, got):
+        raise InputError(
+            f"the {kind} keys of namespace {namespace!r} have width {width}, got {got}: keep `learning.kv_heads` as "
+            "it was, or use another namespace"
+        )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
+from operator import eq, ge, lt
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
@@ -14,6 +17,7 @@ from elm_agent.errors import InputError
 from elm_agent.protocols import TensorStore
 from elm_agent.records import (
     Episode,
+    EventKind,
     EventRecord,
     KeyKind,
     MemoryKeys,
@@ -24,8 +28,9 @@ from elm_agent.records import (
 from elm_agent.storage import ledger, rows
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import revision_of
-from elm_agent.storage.schema import EpisodeRow, EventRow, KeyRow, MemoryRow, NamespaceRow
+from elm_agent.storage.schema import EpisodeRow, EventRow, ExportRow, KeyRow, MemoryRow, NamespaceRow, TombstoneRow
 from elm_agent.storage.uses import BROKEN, FIXED, USES
+from elm_agent.storage.vault import PlainVault, Vault
 
 if TYPE_CHECKING:
     from elm_agent.softprompt import SoftPrompt
@@ -52,12 +57,22 @@ class NamespaceInfo:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of a purged memory."""
+
+    memory_id: str
+    actor: str
+    purged_at: datetime
+
+
 class BankReader:
     """The half of ``Bank`` that only reads."""
 
-    def __init__(self, database: Database, tensors: TensorStore) -> None:
+    def __init__(self, database: Database, tensors: TensorStore, vault: Vault | None = None) -> None:
         self.database = database
         self.tensors = tensors
+        self.vault = vault or PlainVault()
         self._prompts: OrderedDict[tuple[str, str, str], SoftPrompt] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -66,11 +81,14 @@ class BankReader:
         states = select(MemoryRow.namespace, MemoryRow.state, func.count()).group_by(
             MemoryRow.namespace, MemoryRow.state
         )
+        purged = select(TombstoneRow.namespace, func.count()).group_by(TombstoneRow.namespace)
         with self.database.read() as session:
             found = session.scalars(select(NamespaceRow).order_by(NamespaceRow.name)).all()
             counts = {row.name: dict.fromkeys(MemoryState, 0) for row in found}
             for name, state, count in session.execute(states):
                 counts[name][MemoryState(state)] = count
+            for name, count in session.execute(purged):
+                counts[name][MemoryState.PURGED] = count
             return [
                 NamespaceInfo(row.name, rows.fingerprint_of(row), counts[row.name], row.revision) for row in found
             ]
@@ -89,7 +107,7 @@ class BankReader:
             if (known := self._prompts.get(name)) is not None:
                 self._prompts.move_to_end(name)
                 return known
-        data = self.tensors.get(memory.tensor_digest)
+        data = self.vault.open_bytes(namespace, self.tensors.get(namespace, memory.tensor_digest))
         prompt = from_bytes(data, shape=(memory.virtual_tokens, memory.width), memory_id=memory_id)
         with self._lock:
             self._prompts[name] = prompt
@@ -97,11 +115,17 @@ class BankReader:
                 self._prompts.popitem(last=False)
         return prompt
 
+    def drop_caches(self, namespace: str, memory_ids: Collection[str]) -> None:
+        """Forget prompts that this process keeps in memory."""
+        with self._lock:
+            for name in [name for name in self._prompts if name[0] == namespace and name[1] in memory_ids]:
+                del self._prompts[name]
+
     def memory(self, namespace: str, memory_id: str) -> MemoryRecord:
         """Raises ``NotFound``."""
         with self.database.read() as session:
             ledger.find_memory(session, namespace, memory_id)
-            return read_record(session, namespace, memory_id)
+            return read_record(session, namespace, memory_id, self.vault)
 
     def memories(
         self,
@@ -124,13 +148,13 @@ class BankReader:
         with self.database.read() as session:
             revision_of(session, namespace)
             found = session.execute(query.limit(limit).offset(offset))
-            return [rows.memory_record(row, *counts) for row, *counts in found]
+            return [rows.memory_record(row, self.vault, *counts) for row, *counts in found]
 
     def episode(self, namespace: str, memory_id: str) -> Episode:
         """The experience that the memory came from. Raises ``NotFound``."""
         with self.database.read() as session:
             memory = ledger.find_memory(session, namespace, memory_id)
-            return rows.episode_record(session.get_one(EpisodeRow, (namespace, memory.episode_id)))
+            return rows.episode_record(session.get_one(EpisodeRow, (namespace, memory.episode_id)), self.vault)
 
     def keys(self, namespace: str, memory_id: str) -> MemoryKeys:
         """Both retrieval keys as they were stored. Raises ``NotFound``."""
@@ -140,17 +164,53 @@ class BankReader:
             found = {kind: rows.unpack(vector) for kind, vector in session.execute(query)}
         return MemoryKeys(input=found[KeyKind.INPUT.value], kv=found.get(KeyKind.KV.value))
 
-    def events(self, namespace: str, memory_id: str | None = None) -> list[EventRecord]:
-        """The history of the namespace, or of one memory, oldest first."""
-        query = select(EventRow).where(EventRow.namespace == namespace).order_by(EventRow.revision)
-        if memory_id is not None:
-            query = query.where(EventRow.memory_id == memory_id)
+    def events(
+        self,
+        namespace: str,
+        memory_id: str | None = None,
+        *,
+        kind: EventKind | None = None,
+        actor: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[EventRecord]:
+        """The history of the namespace, or of one memory, oldest first; with ``limit`` the newest of it.
+
+        ``since`` (inclusive) and ``until`` (exclusive): aware times.
+        """
+        wanted = (
+            (EventRow.memory_id, memory_id, eq),
+            (EventRow.kind, kind, eq),
+            (EventRow.actor, actor, eq),
+            (EventRow.created_at, since, ge),
+            (EventRow.created_at, until, lt),
+        )
+        query = (
+            select(EventRow).where(EventRow.namespace == namespace).order_by(EventRow.revision.desc()).limit(limit)
+        )
+        for column, value, compare in wanted:
+            if value is not None:
+                query = query.where(compare(column, value))
         with self.database.read() as session:
-            return [rows.event_record(row) for row in session.scalars(query)]
+            return [rows.event_record(row, self.vault) for row in session.scalars(query)][::-1]
+
+    def tombstones(self, namespace: str) -> list[Tombstone]:
+        """What was purged, newest first."""
+        query = select(TombstoneRow).where(TombstoneRow.namespace == namespace).order_by(TombstoneRow.revision.desc())
+        with self.database.read() as session:
+            revision_of(session, namespace)
+            return [Tombstone(row.memory_id, row.actor, row.purged_at) for row in session.scalars(query)]
+
+    def exports(self, namespace: str, memory_id: str) -> list[tuple[str, str]]:
+        """(pack id, path) of every pack that the memory left the bank in, oldest first."""
+        query = select(ExportRow).where(ExportRow.namespace == namespace, ExportRow.memory_id == memory_id)
+        with self.database.read() as session:
+            return [(row.pack_id, row.path) for row in session.scalars(query.order_by(ExportRow.created_at))]
 
 
-def read_record(session: Session, namespace: str, memory_id: str) -> MemoryRecord:
+def read_record(session: Session, namespace: str, memory_id: str, vault: Vault) -> MemoryRecord:
     """A memory that is known to be there, with its counts."""
     query = select(MemoryRow, USES, FIXED, BROKEN).where(MemoryRow.namespace == namespace, MemoryRow.id == memory_id)
     row, uses, fixed, broken = session.execute(query).one()
-    return rows.memory_record(row, uses, fixed, broken)
+    return rows.memory_record(row, vault, uses, fixed, broken)

@@ -1,7 +1,8 @@
-"""Rows to records and back. Nothing else: no query, no decision."""
+"""Rows to records and back, sealed on the way in and opened on the way out. Nothing else: no query, no decision."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -26,6 +27,9 @@ from elm_agent.records import (
     Vector,
 )
 from elm_agent.storage.schema import EpisodeRow, EventRow, JobRow, MemoryRow, NamespaceRow, UseRow
+from elm_agent.storage.vault import Vault
+
+_SEALED = "sealed"
 
 
 def fingerprint_of(row: NamespaceRow) -> ModelFingerprint:
@@ -34,51 +38,104 @@ def fingerprint_of(row: NamespaceRow) -> ModelFingerprint:
     )
 
 
-def memory_record(row: MemoryRow, uses: int, fixed: int, broken: int) -> MemoryRecord:
+def memory_record(row: MemoryRow, vault: Vault, uses: int, fixed: int, broken: int) -> MemoryRecord:
     return MemoryRecord(
-        **_columns(row, MemoryRecord, skip={"state", "model", "recipe", "uses", "fixed", "broken"}),
+        **_columns(
+            row, MemoryRecord, skip={"state", "model", "recipe", "question", "reason", "uses", "fixed", "broken"}
+        ),
         state=MemoryState(row.state),
         model=ModelFingerprint(**row.model),
         recipe=Recipe(**row.recipe),
+        question=vault.open(row.namespace, row.question),
+        reason=opened(vault, row.namespace, row.reason),
         uses=uses,
         fixed=fixed,
         broken=broken,
     )
 
 
-def episode_record(row: EpisodeRow) -> Episode:
+def episode_record(row: EpisodeRow, vault: Vault) -> Episode:
     return Episode(
-        **_columns(row, Episode, skip={"curve", "rollouts"}),
-        curve=tuple(StepRecord(**step) for step in row.curve),
-        rollouts=tuple(Rollout(**rollout) for rollout in row.rollouts),
+        **_columns(row, Episode, skip={"curve", "rollouts", "question", "majority_answer"}),
+        question=vault.open(row.namespace, row.question),
+        majority_answer=opened(vault, row.namespace, row.majority_answer),
+        curve=tuple(StepRecord(**step) for step in opened_json(vault, row.namespace, row.curve)),
+        rollouts=tuple(Rollout(**rollout) for rollout in opened_json(vault, row.namespace, row.rollouts)),
     )
 
 
-def episode_row(episode: Episode) -> EpisodeRow:
-    plain = asdict(episode)
-    return EpisodeRow(**plain | {"curve": list(plain["curve"]), "rollouts": list(plain["rollouts"])})
+def episode_row(episode: Episode, vault: Vault) -> EpisodeRow:
+    plain, namespace = asdict(episode), episode.namespace
+    texts = {
+        "question": vault.seal(namespace, episode.question),
+        "majority_answer": sealed(vault, namespace, episode.majority_answer),
+        "curve": sealed_json(vault, namespace, list(plain["curve"])),
+        "rollouts": sealed_json(vault, namespace, list(plain["rollouts"])),
+    }
+    return EpisodeRow(**plain | texts)
 
 
-def job_record(row: JobRow) -> JobRecord:
+def job_record(row: JobRow, vault: Vault) -> JobRecord:
     return JobRecord(
-        **_columns(row, JobRecord, skip={"state", "recipe", "progress"}),
+        **_columns(row, JobRecord, skip={"state", "recipe", "progress", "question", "reason"}),
         state=JobState(row.state),
         recipe=Recipe(**row.recipe),
-        progress=dict(row.progress),
+        question=vault.open(row.namespace, row.question),
+        reason=opened(vault, row.namespace, row.reason),
+        progress=dict(opened_json(vault, row.namespace, row.progress)),
     )
 
 
-def use_record(row: UseRow) -> UseRecord:
+_USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer")
+
+
+def use_record(row: UseRow, vault: Vault) -> UseRecord:
+    texts = {name: opened(vault, row.namespace, getattr(row, name)) for name in _USE_TEXTS}
     return UseRecord(
-        **_columns(row, UseRecord, skip={"key_kind", "route", "outcome"}),
+        **_columns(row, UseRecord, skip={"key_kind", "route", "outcome", *_USE_TEXTS}),
+        **texts,  # type: ignore[arg-type]  # the question is never None
         key_kind=KeyKind(row.key_kind),
         route=Route(row.route),
         outcome=UseOutcome(row.outcome),
     )
 
 
-def event_record(row: EventRow) -> EventRecord:
-    return EventRecord(**_columns(row, EventRecord, skip={"kind"}), kind=EventKind(row.kind))
+def use_values(use: UseRecord, vault: Vault) -> dict[str, Any]:
+    """The columns of a new ``UseRow``."""
+    namespace = use.namespace
+    texts = {name: sealed(vault, namespace, getattr(use, name)) for name in _USE_TEXTS}
+    subject = None if use.subject is None else vault.blind(namespace, use.subject)
+    home = {"memory_namespace": use.memory_namespace or namespace, "subject": subject, "ledgered": None}
+    return asdict(use) | texts | home
+
+
+def event_record(row: EventRow, vault: Vault) -> EventRecord:
+    note = opened(vault, row.namespace, row.note)
+    return EventRecord(**_columns(row, EventRecord, skip={"kind", "note"}), kind=EventKind(row.kind), note=note)
+
+
+def sealed(vault: Vault, namespace: str, text: str | None) -> str | None:
+    return None if text is None else vault.seal(namespace, text)
+
+
+def opened(vault: Vault, namespace: str, text: str | None) -> str | None:
+    return None if text is None else vault.open(namespace, text)
+
+
+def sealed_json(vault: Vault, namespace: str, value: Any) -> Any:
+    """A list or dict as it is stored: itself, or one sealed text in a list or dict."""
+    text = json.dumps(value, allow_nan=False)
+    hidden = vault.seal(namespace, text)
+    if hidden == text:
+        return value
+    return [{_SEALED: hidden}] if isinstance(value, list) else {_SEALED: hidden}
+
+
+def opened_json(vault: Vault, namespace: str, value: Any) -> Any:
+    only = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(only, dict) and only.keys() == {_SEALED}:
+        return json.loads(vault.open(namespace, only[_SEALED]))
+    return value
 
 
 def pack(vector: Vector) -> bytes:

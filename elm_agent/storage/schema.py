@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration; a test compares it with the migrations themselves."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -50,14 +50,19 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
 
 
+def storable(text: str) -> str:
+    """``text`` as a database keeps it: NUL and lone surrogates, which it refuses, become U+FFFD."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
 class Words(TypeDecorator[str]):
-    """Text that a model or a user wrote. NUL and lone surrogates, which a database refuses, become U+FFFD."""
+    """Text that a model or a user wrote; see ``storable``."""
 
     impl = Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        return None if value is None else _UNSTORABLE.sub("\ufffd", value)
+        return None if value is None else storable(value)
 
 
 class Base(DeclarativeBase):
@@ -76,7 +81,12 @@ Word = String(32)  # a value of an enum, or a short name
 
 
 class NamespaceRow(Base):
-    """One tenant and the one model its memories are made for. ``revision`` counts changes of its memories."""
+    """One tenant and the one model its memories are made for.
+
+    ``revision`` counts the events of its chain and ``head`` is the digest of the last one (see ``chain``);
+    ``outbox_floor``: outbox rows up to this revision were pruned. ``moved_to``: where the bank went; it then refuses
+    every change.
+    """
 
     __tablename__ = "namespaces"
 
@@ -88,6 +98,9 @@ class NamespaceRow(Base):
     model_width: Mapped[int]
     model_id: Mapped[str] = mapped_column(Digest)
     revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    head: Mapped[str] = mapped_column(Digest)
+    outbox_floor: Mapped[int] = mapped_column(BigInteger, default=0)
+    moved_to: Mapped[str | None] = mapped_column(Text)
     created_by: Mapped[str] = mapped_column(Text)
     created_at: Mapped[datetime]
 
@@ -110,14 +123,21 @@ class EpisodeRow(Base):
 
 
 class MemoryRow(Base):
-    """One memory; its tensor lies under ``tensor_digest`` in the tensor store."""
+    """One memory; its tensor lies under ``tensor_digest`` in the tensor store. Gone, with a tombstone, once purged.
+
+    ``subject``: whose experience it is, so that it can be forgotten. ``origin``: "local", or the pack it came in.
+    ``tensor_digest`` names the stored bytes, ``content_digest`` the prompt itself: they differ where it is sealed.
+    """
 
     __tablename__ = "memories"
     __table_args__ = (
         ForeignKeyConstraint(["namespace", "episode_id"], ["episodes.namespace", "episodes.id"]),
         Index("ix_memories_state", "namespace", "state", "created_at", "id"),
         Index("ix_memories_created", "namespace", "created_at", "id"),
-        Index("ix_memories_tensor", "tensor_digest"),
+        Index("ix_memories_tensor", "namespace", "tensor_digest"),
+        Index("ix_memories_content", "namespace", "content_digest"),
+        Index("ix_memories_subject", "namespace", "subject"),
+        Index("ix_memories_question", "namespace", "question_digest"),
     )
 
     namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
@@ -127,10 +147,13 @@ class MemoryRow(Base):
     reason: Mapped[str | None] = mapped_column(Words)
     question: Mapped[str] = mapped_column(Words)
     question_digest: Mapped[str] = mapped_column(Digest)
+    subject: Mapped[str | None] = mapped_column(Words)
+    origin: Mapped[str] = mapped_column(Text, default="local")
     task: Mapped[str] = mapped_column(Word)
     episode_id: Mapped[str] = mapped_column(Id)
     job_id: Mapped[str | None] = mapped_column(Id)
     tensor_digest: Mapped[str] = mapped_column(Digest)
+    content_digest: Mapped[str] = mapped_column(Digest)
     virtual_tokens: Mapped[int]
     width: Mapped[int]
     model: Mapped[dict[str, Any]]
@@ -139,6 +162,8 @@ class MemoryRow(Base):
     format_version: Mapped[int]
     final_vote_share: Mapped[float]
     revision: Mapped[int] = mapped_column(BigInteger)
+    valid_until: Mapped[datetime | None]
+    state_since: Mapped[datetime]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -165,12 +190,15 @@ class JobRow(Base):
         Index("ix_jobs_claim", "state", "priority", "created_at", "id"),
         Index("ix_jobs_id", "id"),
         Index("ix_jobs_created", "namespace", "created_at", "id"),
+        Index("ix_jobs_memory", "namespace", "memory_id"),
+        Index("ix_jobs_subject", "namespace", "subject"),
     )
 
     namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     state: Mapped[str] = mapped_column(Word)
     question: Mapped[str] = mapped_column(Words)
+    subject: Mapped[str | None] = mapped_column(Words)
     task: Mapped[str] = mapped_column(Word)
     priority: Mapped[int]
     attempts: Mapped[int]
@@ -191,19 +219,26 @@ class JobRow(Base):
 
 
 class UseRow(Base):
-    """One retrieval of one memory. Counts are taken from here, never kept twice."""
+    """One retrieval of one memory, in the namespace of who asked; a shared memory lives in another namespace.
+
+    ``ledgered``: revision of the event, in the memory's namespace, that counted this use.
+    """
 
     __tablename__ = "uses"
     __table_args__ = (
-        ForeignKeyConstraint(["namespace", "memory_id"], ["memories.namespace", "memories.id"]),
-        Index("ix_uses_memory", "namespace", "memory_id", "outcome"),
+        ForeignKeyConstraint(["memory_namespace", "memory_id"], ["memories.namespace", "memories.id"]),
+        Index("ix_uses_memory", "memory_namespace", "memory_id", "outcome"),
         Index("ix_uses_created", "namespace", "created_at", "id"),
+        Index("ix_uses_ledgered", "memory_namespace", "ledgered"),
+        Index("ix_uses_subject", "namespace", "subject"),
     )
 
     namespace: Mapped[str] = mapped_column(Name, primary_key=True)
     id: Mapped[str] = mapped_column(Id, primary_key=True)
+    memory_namespace: Mapped[str] = mapped_column(Name)
     memory_id: Mapped[str] = mapped_column(Id)
     question: Mapped[str] = mapped_column(Words)
+    subject: Mapped[str | None] = mapped_column(Words)
     similarity: Mapped[float]
     key_kind: Mapped[str] = mapped_column(Word)
     route: Mapped[str] = mapped_column(Word)
@@ -212,11 +247,16 @@ class UseRow(Base):
     memory_answer: Mapped[str | None] = mapped_column(Words)
     zero_shot_answer: Mapped[str | None] = mapped_column(Words)
     outcome: Mapped[str] = mapped_column(Word)
+    ledgered: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
 
 
 class EventRow(Base):
-    """One line of a namespace's history. Appended only; ``revision`` has no gaps."""
+    """One link of a namespace's chain (see ``chain``). Appended only; ``revision`` has no gaps.
+
+    ``detail`` is hashed and stays for ever, so it holds nothing personal. Free text is the ``note``; the hash covers
+    only its salted digest, and a purge erases note and salt.
+    """
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_memory", "namespace", "memory_id", "revision"),)
@@ -227,6 +267,10 @@ class EventRow(Base):
     memory_id: Mapped[str | None] = mapped_column(Id)
     actor: Mapped[str] = mapped_column(Words)
     detail: Mapped[dict[str, Any]]
+    note: Mapped[str | None] = mapped_column(Words)
+    salt: Mapped[str | None] = mapped_column(Id)
+    note_digest: Mapped[str | None] = mapped_column(Digest)
+    digest: Mapped[str] = mapped_column(Digest)
     created_at: Mapped[datetime]
 
 
@@ -251,3 +295,46 @@ class WatermarkRow(Base):
     namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
     index_name: Mapped[str] = mapped_column(Word, primary_key=True)
     revision: Mapped[int] = mapped_column(BigInteger)
+
+
+class TombstoneRow(Base):
+    """What is left of a purged memory: that it was, and who removed it when.
+
+    ``pending``: digest of the tensor, until its file and all copies in indexes and journals are gone as well.
+    """
+
+    __tablename__ = "tombstones"
+
+    namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
+    memory_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+    actor: Mapped[str] = mapped_column(Words)
+    purged_at: Mapped[datetime]
+    pending: Mapped[str | None] = mapped_column(Digest)
+
+
+class ExportRow(Base):
+    """One memory in one pack that left the bank, so that a purge can say which files still hold it."""
+
+    __tablename__ = "exports"
+
+    namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
+    pack_id: Mapped[str] = mapped_column(Digest, primary_key=True)
+    memory_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    path: Mapped[str] = mapped_column(Words)
+    created_at: Mapped[datetime]
+
+
+class VaultKeyRow(Base):
+    """One key of a namespace, wrapped by the master key. Purpose "data" has versions, purpose "blind" has one."""
+
+    __tablename__ = "vault_keys"
+
+    namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
+    purpose: Mapped[str] = mapped_column(Word, primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    algorithm: Mapped[str] = mapped_column(Word)
+    master_id: Mapped[str] = mapped_column(Digest)
+    wrapped: Mapped[bytes]
+    created_at: Mapped[datetime]
+    retired_at: Mapped[datetime | None]

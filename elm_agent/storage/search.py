@@ -61,6 +61,10 @@ class Search:
             return 0
         return self._durable_feed.feed(namespace)
 
+    def scrub(self, namespace: str) -> None:
+        """Bring the indexes up to date and rid their files of what was deleted."""
+        self.feed(namespace)
+
     def keeps_durable(self) -> bool:
         """Whether the durable index is fed at all."""
         return self._choice != "exact"

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from sqlalchemy import ColumnElement, ScalarSelect, func, select, update
 
 from elm_agent.errors import NotFound
 from elm_agent.records import UseOutcome, UseRecord
 from elm_agent.storage.database import Database
 from elm_agent.storage.faults import Refused
-from elm_agent.storage.rows import use_record
+from elm_agent.storage.rows import use_record, use_values
 from elm_agent.storage.schema import MemoryRow, UseRow
+from elm_agent.storage.vault import Vault
 
 
 class UseLog:
     """Every method is one short transaction."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
+        self._vault = vault
 
     def record(self, use: UseRecord) -> None:
         """Add one use; the same id twice is one use. Raises ``NotFound`` for a memory that is not there."""
+        values = use_values(use, self._vault)
         try:
             with self._database.write() as session:
-                self._database.add_once(session, UseRow, asdict(use), ["namespace", "id"])
+                self._database.add_once(session, UseRow, values, ["namespace", "id"])
         except Refused:
-            raise NotFound(
-                f"no memory {use.memory_id[:80]!r} in namespace {use.namespace!r} to note a use of"
-            ) from None
+            home = use.memory_namespace or use.namespace
+            raise NotFound(f"no memory {use.memory_id[:80]!r} in namespace {home!r} to note a use of") from None
 
     def settle(self, namespace: str, use_id: str, outcome: UseOutcome) -> None:
         """Write down the outcome once it is known; the last word counts. Raises ``NotFound``."""
@@ -45,12 +45,12 @@ class UseLog:
             query = query.where(UseRow.memory_id == memory_id)
         query = query.order_by(UseRow.created_at.desc(), UseRow.id.desc()).limit(limit)
         with self._database.read() as session:
-            return [use_record(row) for row in session.scalars(query)]
+            return [use_record(row, self._vault) for row in session.scalars(query)]
 
 
 def count_uses(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
     """How many uses of the memory of the outer query fulfil ``conditions``: exact, by one index look-up."""
-    mine = (UseRow.namespace == MemoryRow.namespace) & (UseRow.memory_id == MemoryRow.id)
+    mine = (UseRow.memory_namespace == MemoryRow.namespace) & (UseRow.memory_id == MemoryRow.id)
     return select(func.count()).where(mine, *conditions).correlate(MemoryRow).scalar_subquery()
 
 

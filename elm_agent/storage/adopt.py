@@ -1,0 +1,197 @@
+"""Whole memories from elsewhere, many in one transaction: what an import and a simulation write.
+
+A prompt that the namespace already has is not taken in again: its content digest is looked up while the namespace's
+row is held, so two imports of one pack at once store each memory once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, select
+
+from elm_agent.errors import InputError
+from elm_agent.protocols import Observer, TensorStore
+from elm_agent.records import (
+    FORMAT_VERSION,
+    EventKind,
+    MemoryKeys,
+    MemoryState,
+    ModelFingerprint,
+    Recipe,
+    Rollout,
+    StepRecord,
+    new_id,
+    question_digest,
+)
+from elm_agent.storage import publish
+from elm_agent.storage.database import Database
+from elm_agent.storage.index_exact import check_vector
+from elm_agent.storage.ledger import Change, changing
+from elm_agent.storage.rows import pack, sealed, sealed_json
+from elm_agent.storage.schema import EpisodeRow, KeyRow, MemoryRow, OutboxRow
+from elm_agent.storage.vault import Vault
+
+if TYPE_CHECKING:
+    from elm_agent.softprompt import SoftPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    """One memory to take in. ``origin``: where it comes from, kept as its level of trust."""
+
+    question: str
+    task: str
+    prompt: SoftPrompt  # (V, E)
+    keys: MemoryKeys
+    model: ModelFingerprint
+    recipe: Recipe
+    origin: str
+    state: MemoryState = MemoryState.CANDIDATE
+    final_vote_share: float = 0.0
+    subject: str | None = None
+    valid_until: datetime | None = None
+    library_version: str = field(default_factory=lambda: version("elm-agent"))
+    majority_answer: str | None = None
+    curve: tuple[StepRecord, ...] = ()
+    rollouts: tuple[Rollout, ...] = ()
+    seed: int = 0
+    seconds: float = 0.0
+    detail: dict[str, Any] = field(default_factory=dict)  # of the ledger's event: ids and digests only
+
+
+def adopt(
+    database: Database,
+    tensors: TensorStore,
+    vault: Vault,
+    namespace: str,
+    items: Sequence[Adopted],
+    *,
+    actor: str,
+    tell: Observer,
+) -> list[tuple[str, bool]]:
+    """See ``Bank.adopt``. ``tell`` hears "adopt.tensors", "adopt.before_commit" and "adopt.committed"."""
+    from elm_agent.softprompt import to_bytes  # torch enters late: reading commands need none
+
+    for item in items:
+        _check(item)
+    plain = [to_bytes(item.prompt.prompt_VE) for item in items]
+    contents = [publish.content_digest(vault, namespace, data) for data in plain]
+    with database.read() as session:
+        known = set(_known(session, namespace, contents))
+    # 1. tensors are durable before anything names them; what is known keeps the tensor that it has
+    stored = [
+        "" if content in known else tensors.put(namespace, vault.seal_bytes(namespace, data))
+        for data, content in zip(plain, contents, strict=True)
+    ]
+    tell("adopt.tensors", {"namespace": namespace, "memories": len(items)})
+    # 2. one transaction
+    with changing(database, namespace, actor=actor, vault=vault) as change:
+        for item in items:
+            publish.check_model(change.namespace, item.model)
+        ids = _known(change.session, namespace, contents)
+        new: list[tuple[str, Adopted, str, str]] = []
+        results: list[tuple[str, bool]] = []
+        for item, content, digest in zip(items, contents, stored, strict=True):
+            is_new = content not in ids
+            if is_new:
+                if not digest:
+                    raise InputError("a memory was purged while it was imported again: import the pack once more")
+                ids[content] = new_id("mem")
+                new.append((ids[content], item, content, digest))
+            results.append((ids[content], is_new))
+        if new:
+            _insert(change, new)
+        tell("adopt.before_commit", {"namespace": namespace, "memories": len(new)})
+    tell("adopt.committed", {"namespace": namespace, "memories": len(new)})
+    return results
+
+
+def _check(item: Adopted) -> None:
+    if item.state not in (MemoryState.CANDIDATE, MemoryState.ACTIVE):
+        raise InputError(f"an adopted memory is candidate or active; got {item.state}")
+    if item.prompt.width != item.model.width:
+        raise InputError(
+            f"the prompt has width {item.prompt.width}, model {item.model.name!r} has {item.model.width}"
+        )
+    for _, vector in publish.by_kind(item.keys):
+        check_vector(vector)
+
+
+def _known(session: Any, namespace: str, contents: Sequence[str]) -> dict[str, str]:
+    """Memory ids by content digest, of those that the namespace has."""
+    query = select(MemoryRow.content_digest, MemoryRow.id).where(
+        MemoryRow.namespace == namespace, MemoryRow.content_digest.in_(contents)
+    )
+    found: dict[str, str] = dict(session.execute(query.order_by(MemoryRow.id.desc())).all())
+    return found
+
+
+def _insert(change: Change, new: Sequence[tuple[str, Adopted, str, str]]) -> None:
+    """Rows go in table by table: one statement for many rows is several times quicker than one for each."""
+    session, namespace, vault, now = change.session, change.namespace.name, change.vault, change.now
+    widths = {kind: publish.key_width(session, namespace, kind) for kind, _ in publish.by_kind(new[0][1].keys)}
+    memories, episodes, keys, outbox = [], [], [], []
+    for memory_id, item, content, digest in new:
+        episode_id = new_id("ep")
+        detail = {"tensor_digest": digest, "state": item.state.value, "origin": item.origin} | item.detail
+        revision = change.append(EventKind.IMPORTED, memory_id, detail)
+        question = vault.seal(namespace, item.question)
+        at = {"namespace": namespace, "created_at": now}
+        episodes.append(
+            at
+            | {
+                "id": episode_id,
+                "question": question,
+                "task": item.task,
+                "majority_answer": sealed(vault, namespace, item.majority_answer),
+                "curve": sealed_json(vault, namespace, [asdict(step) for step in item.curve]),
+                "rollouts": sealed_json(vault, namespace, [asdict(rollout) for rollout in item.rollouts]),
+                "seed": item.seed,
+                "seconds": item.seconds,
+            }
+        )
+        memories.append(
+            at
+            | {
+                "id": memory_id,
+                "state": item.state.value,
+                "pinned": False,
+                "reason": None,
+                "question": question,
+                "question_digest": vault.blind(namespace, question_digest(item.question)),
+                "subject": None if item.subject is None else vault.blind(namespace, item.subject),
+                "origin": item.origin,
+                "task": item.task,
+                "episode_id": episode_id,
+                "job_id": None,
+                "tensor_digest": digest,
+                "content_digest": content,
+                "virtual_tokens": item.prompt.virtual_tokens,
+                "width": item.prompt.width,
+                "model": asdict(item.model),
+                "recipe": asdict(item.recipe),
+                "library_version": item.library_version,
+                "format_version": FORMAT_VERSION,
+                "final_vote_share": item.final_vote_share,
+                "revision": revision,
+                "valid_until": item.valid_until,
+                "state_since": now,
+                "updated_at": now,
+            }
+        )
+        for n, (kind, vector) in enumerate(sorted(publish.by_kind(item.keys))):
+            width = widths[kind] = widths.get(kind) or len(vector)
+            publish.check_width(namespace, kind, width, len(vector))
+            key = {"namespace": namespace, "kind": kind.value, "memory_id": memory_id}
+            keys.append(key | {"width": len(vector), "vector": pack(vector)})
+            if item.state == MemoryState.ACTIVE:
+                outbox.append(key | {"revision": revision, "n": n, "present": True})
+    session.flush()
+    for table, values in ((EpisodeRow, episodes), (MemoryRow, memories), (KeyRow, keys), (OutboxRow, outbox)):
+        if values:
+            session.execute(insert(table), values)

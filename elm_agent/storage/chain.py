@@ -1,0 +1,159 @@
+"""The arithmetic of the ledger: each event's digest covers the one before it, so nothing can be changed unseen.
+
+One chain per namespace. An event is hashed as canonical JSON (sorted keys, no spaces, UTF-8) with the digest of the
+previous event; the first one follows ``genesis``. Free text is bound by a salted digest and can be erased, which
+leaves the chain whole. What a chain cannot show is that its end was cut off together with the namespace's head, or
+that all of it was written anew: signed checkpoints show that (see ``checkpoints``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from elm_agent.records import digest_of
+from elm_agent.storage.database import Database
+from elm_agent.storage.feed import revision_of
+from elm_agent.storage.schema import EventRow, NamespaceRow, storable
+from elm_agent.storage.vault import PlainVault, Vault
+
+ALGORITHM = "sha256"
+_BATCH = 1000
+
+Progress = Callable[[int, int], None]
+"""``progress(events_done, events_in_all)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainBreak:
+    """The first place at which a chain does not hold."""
+
+    namespace: str
+    revision: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChainReport:
+    """How many events were checked, where the chain ends, and the first break if there is one."""
+
+    namespace: str
+    events: int
+    head: str
+    broken: ChainBreak | None
+
+
+def genesis(namespace: str) -> str:
+    """What the first event of a namespace follows."""
+    return digest_of({"algorithm": ALGORITHM, "genesis": namespace})
+
+
+def link(
+    previous: str,
+    *,
+    namespace: str,
+    revision: int,
+    kind: str,
+    memory_id: str | None,
+    actor: str,
+    detail: dict[str, Any],
+    note_digest: str | None,
+    created_at: datetime,
+) -> str:
+    """The digest of an event that follows ``previous``; "sha256:" and 64 hex digits."""
+    return digest_of(
+        {
+            "algorithm": ALGORITHM,
+            "previous": previous,
+            "namespace": namespace,
+            "revision": revision,
+            "kind": kind,
+            "memory_id": memory_id,
+            "actor": storable(actor),
+            "detail": detail,
+            "note_digest": note_digest,
+            "created_at": created_at.astimezone(UTC).isoformat(timespec="microseconds"),
+        }
+    )
+
+
+def bind_note(note: str) -> tuple[str, str]:
+    """(salt, digest) of a free text. Without the salt, which a purge erases, the text cannot even be guessed."""
+    salt = secrets.token_hex(16)
+    return salt, note_digest(salt, note)
+
+
+def note_digest(salt: str, note: str) -> str:
+    return "sha256:" + hashlib.sha256(f"{salt}\n{storable(note)}".encode()).hexdigest()
+
+
+def verify(
+    database: Database, namespace: str, *, vault: Vault | None = None, progress: Progress | None = None
+) -> ChainReport:
+    """Walk the whole chain of one namespace. Safe while the bank is in use: it is one consistent read.
+
+    ``vault``: opens sealed notes. Raises ``NotFound`` for an unknown namespace.
+    """
+    opener = vault or PlainVault()
+    previous, expected = genesis(namespace), 0
+    with database.read() as session:
+        count = revision_of(session, namespace)
+        row = session.get_one(NamespaceRow, namespace)
+        for event in _events(session, namespace):
+            expected += 1
+            problem = _problem(event, expected, previous, opener)
+            if problem is not None:
+                return _broken(namespace, expected, problem, expected - 1, previous)
+            previous = event.digest
+            if progress and expected % _BATCH == 0:
+                progress(expected, count)
+        if expected != row.revision:
+            problem = f"the chain ends here, but {row.revision} events were written: the last ones were removed"
+            if expected > row.revision:
+                problem = f"only {row.revision} events were written by the bank: what follows was inserted"
+            return _broken(namespace, min(expected, row.revision) + 1, problem, expected, previous)
+        if previous != row.head:
+            return _broken(
+                namespace, expected, "it is not the event that the namespace ended with", expected, previous
+            )
+    return ChainReport(namespace, expected, previous, None)
+
+
+def _events(session: Any, namespace: str) -> Iterator[EventRow]:
+    query = select(EventRow).where(EventRow.namespace == namespace).order_by(EventRow.revision)
+    return iter(session.scalars(query.execution_options(yield_per=_BATCH)))
+
+
+def _problem(event: EventRow, expected: int, previous: str, vault: Vault) -> str | None:
+    if event.revision != expected:
+        return f"event {expected} is missing (the next one is {event.revision})"
+    digest = link(
+        previous,
+        namespace=event.namespace,
+        revision=event.revision,
+        kind=event.kind,
+        memory_id=event.memory_id,
+        actor=event.actor,
+        detail=event.detail,
+        note_digest=event.note_digest,
+        created_at=event.created_at,
+    )
+    if digest != event.digest:
+        return "its content or its predecessor was altered"
+    if event.note is None and event.salt is None:
+        return None  # never there, or erased by a purge
+    if event.note is None or event.salt is None or event.note_digest is None:
+        return "half of its note is missing"
+    if note_digest(event.salt, vault.open(event.namespace, event.note)) != event.note_digest:
+        return "its note was altered"
+    return None
+
+
+def _broken(namespace: str, revision: int, problem: str, events: int, head: str) -> ChainReport:
+    return ChainReport(namespace, events, head, ChainBreak(namespace, revision, problem))

@@ -1,0 +1,41 @@
+"""Which state a memory may go to from which, and what is written when it does. One change within a transaction."""
+
+from __future__ import annotations
+
+from elm_agent.errors import InputError
+from elm_agent.records import EventKind, MemoryState
+from elm_agent.storage.ledger import Change
+from elm_agent.storage.rows import sealed
+from elm_agent.storage.schema import MemoryRow
+
+_BECOMES = {
+    (MemoryState.CANDIDATE, MemoryState.ACTIVE): EventKind.ACTIVATED,
+    (MemoryState.RETIRED, MemoryState.ACTIVE): EventKind.RESTORED,
+    (MemoryState.QUARANTINED, MemoryState.ACTIVE): EventKind.RESTORED,
+    (MemoryState.CANDIDATE, MemoryState.RETIRED): EventKind.EVICTED,
+    (MemoryState.ACTIVE, MemoryState.RETIRED): EventKind.EVICTED,
+    (MemoryState.QUARANTINED, MemoryState.RETIRED): EventKind.EVICTED,
+    (MemoryState.CANDIDATE, MemoryState.QUARANTINED): EventKind.QUARANTINED,
+    (MemoryState.ACTIVE, MemoryState.QUARANTINED): EventKind.QUARANTINED,
+    (MemoryState.RETIRED, MemoryState.QUARANTINED): EventKind.QUARANTINED,
+}
+
+
+def transition(change: Change, memory: MemoryRow, to: MemoryState, reason: str | None) -> None:
+    """Put ``memory`` into state ``to``. The state it has is no change.
+
+    Raises ``InputError`` when it is pinned and to be evicted, or when there is no way from its state to ``to``.
+    """
+    was = MemoryState(memory.state)
+    if was == to:
+        return
+    kind = _BECOMES.get((was, to))
+    if kind is None:
+        how = "only `purge` removes for good" if to == MemoryState.PURGED else f"it cannot become {to} again"
+        raise InputError(f"memory {memory.id} is {was}: {how}")
+    if to == MemoryState.RETIRED and memory.pinned:
+        raise InputError(f"memory {memory.id} is pinned: unpin it before it is evicted")
+    memory.state = to.value
+    memory.state_since = change.now
+    memory.reason = sealed(change.vault, memory.namespace, reason)
+    change.note(kind, memory, {"from": was.value, "to": to.value}, text=reason, reindex=True)

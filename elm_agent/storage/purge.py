@@ -1,0 +1,213 @@
+"""Removing for good: rows, keys, tensors, caches, index files and journals; a tombstone is all that stays.
+
+The order makes a crash harmless. One transaction deletes every row and writes the tombstone with the digest of the
+tensor as ``pending``; from its commit on nothing can be found or read. Then files, caches, indexes and the journal
+are cleaned, and ``pending`` is cleared last: whoever comes next (a purge, ``doctor``) finishes what is pending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Delete, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from elm_agent.errors import InputError
+from elm_agent.protocols import Observer
+from elm_agent.records import EventKind
+from elm_agent.storage.ledger import Change, changing, find_memory
+from elm_agent.storage.schema import (
+    EpisodeRow,
+    EventRow,
+    ExportRow,
+    JobRow,
+    KeyRow,
+    MemoryRow,
+    OutboxRow,
+    TombstoneRow,
+    UseRow,
+)
+
+if TYPE_CHECKING:
+    from elm_agent.storage.bank import Bank
+
+_BATCH = 100  # memories of one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeReport:
+    """What was removed. ``exports``: (memory id, pack id, path) of files that left the bank and still hold it."""
+
+    namespace: str
+    memory_ids: tuple[str, ...]
+    uses: int
+    jobs: int
+    exports: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What came from one subject in one namespace, and is gone (or would be, in a dry run)."""
+
+    namespace: str
+    memory_ids: tuple[str, ...]
+    jobs: int
+    uses: int
+    exports: tuple[tuple[str, str, str], ...]
+
+
+def purge(
+    bank: Bank,
+    namespace: str,
+    memory_ids: Sequence[str],
+    *,
+    actor: str,
+    reason: str | None,
+    tell: Observer,
+    even_pinned: bool = False,
+) -> PurgeReport:
+    """See ``Bank.purge``. ``tell`` hears "purge.before_commit", "purge.committed", "purge.files", "purge.done"."""
+    ids = tuple(dict.fromkeys(memory_ids))
+    uses = jobs = 0
+    with bank.database.read() as session:
+        for memory_id in ids:
+            if find_memory(session, namespace, memory_id).pinned and not even_pinned:
+                raise InputError(f"memory {memory_id} is pinned: unpin it before it is purged")
+        exports = _exports(session, namespace, ids)
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        with changing(bank.database, namespace, actor=actor, vault=bank.vault) as change:
+            for memory_id in batch:
+                gone_uses, gone_jobs = _remove(change, memory_id, reason)
+                uses, jobs = uses + gone_uses, jobs + gone_jobs
+            change.session.flush()
+            tell("purge.before_commit", {"namespace": namespace, "memories": len(batch)})
+        tell("purge.committed", {"namespace": namespace, "memories": len(batch)})
+    finish(bank, namespace, tell)
+    return PurgeReport(namespace, ids, uses, jobs, exports)
+
+
+def finish(bank: Bank, namespace: str, tell: Observer) -> int:
+    """Clean files, caches, indexes and the journal of all that is purged and still pending; how many it was."""
+    pending = select(TombstoneRow.memory_id, TombstoneRow.pending).where(
+        TombstoneRow.namespace == namespace, TombstoneRow.pending.is_not(None)
+    )
+    with bank.database.read() as session:
+        found = [(memory_id, digest) for memory_id, digest in session.execute(pending) if digest is not None]
+        named = _named(session, namespace, [digest for _, digest in found])
+    if not found:
+        return 0
+    for _, digest in found:
+        if digest not in named:
+            bank.tensors.delete(namespace, digest)
+    bank.drop_caches(namespace, [memory_id for memory_id, _ in found])
+    tell("purge.files", {"namespace": namespace, "memories": len(found)})
+    bank.scrub_indexes(namespace)
+    cleared = update(TombstoneRow).where(TombstoneRow.namespace == namespace)
+    with bank.database.write() as session:
+        for start in range(0, len(found), _BATCH):
+            ids = [memory_id for memory_id, _ in found[start : start + _BATCH]]
+            session.execute(cleared.where(TombstoneRow.memory_id.in_(ids)).values(pending=None))
+    bank.database.scrub()
+    tell("purge.done", {"namespace": namespace, "memories": len(found)})
+    return len(found)
+
+
+def forget(
+    bank: Bank, subject: str, *, namespace: str | None, actor: str, dry_run: bool, tell: Observer
+) -> list[Forgotten]:
+    """See ``Bank.forget_subject``."""
+    names = [namespace] if namespace is not None else [info.name for info in bank.namespaces()]
+    done = [_forget_in(bank, name, subject, actor, dry_run, tell) for name in names]
+    return [entry for entry in done if entry.memory_ids or entry.jobs or entry.uses]
+
+
+def _forget_in(bank: Bank, namespace: str, subject: str, actor: str, dry_run: bool, tell: Observer) -> Forgotten:
+    # what was stored before encryption was switched on bears the plain name
+    names = {subject, bank.vault.blind(namespace, subject)}
+    if not dry_run:
+        # jobs first: a worker that is at one finds it gone, and what it made is discarded
+        with bank.database.write() as session:
+            jobs = _count(session, delete(JobRow).where(JobRow.namespace == namespace, JobRow.subject.in_(names)))
+    with bank.database.read() as session:
+        if dry_run:
+            mine = select(func.count()).where(JobRow.namespace == namespace, JobRow.subject.in_(names))
+            jobs = session.scalar(mine) or 0
+        of_subject = select(MemoryRow.id).where(MemoryRow.namespace == namespace, MemoryRow.subject.in_(names))
+        ids = tuple(session.scalars(of_subject.order_by(MemoryRow.id)))
+        asked = select(func.count()).where(UseRow.namespace == namespace, UseRow.subject.in_(names))
+        uses = session.scalar(asked) or 0
+        exports = _exports(session, namespace, ids)
+    if dry_run or not (ids or jobs or uses):
+        return Forgotten(namespace, ids, jobs, uses, exports)
+    if ids:
+        purge(bank, namespace, ids, actor=actor, reason=None, tell=tell, even_pinned=True)
+    with changing(bank.database, namespace, actor=actor, vault=bank.vault) as change:
+        change.session.execute(delete(UseRow).where(UseRow.namespace == namespace, UseRow.subject.in_(names)))
+        change.note(EventKind.ERASED, None, {"memories": len(ids), "jobs": jobs, "uses": uses})
+    bank.database.scrub()
+    return Forgotten(namespace, ids, jobs, uses, exports)
+
+
+def _remove(change: Change, memory_id: str, reason: str | None) -> tuple[int, int]:
+    """Delete every row of one memory; (uses, jobs) that went with it."""
+    session, namespace = change.session, change.namespace.name
+    memory = find_memory(session, namespace, memory_id)
+    detail = {"state": memory.state, "tensor_digest": memory.tensor_digest}
+    change.append(EventKind.PURGED, memory_id, detail, text=reason)
+    session.flush()
+    change.tell_indexes(memory_id, present=False)
+    session.add(
+        TombstoneRow(
+            namespace=namespace,
+            memory_id=memory_id,
+            revision=change.namespace.revision,
+            actor=change.actor,
+            purged_at=change.now,
+            pending=memory.tensor_digest,
+        )
+    )
+    session.flush()
+    older = EventRow.revision < change.namespace.revision
+    mine = EventRow.namespace == namespace, EventRow.memory_id == memory_id, older
+    session.execute(update(EventRow).where(*mine).values(note=None, salt=None))
+    used = UseRow.memory_namespace == namespace, UseRow.memory_id == memory_id
+    uses = _count(session, delete(UseRow).where(*used))
+    jobs = _count(session, delete(JobRow).where(JobRow.namespace == namespace, JobRow.memory_id == memory_id))
+    session.execute(delete(KeyRow).where(KeyRow.namespace == namespace, KeyRow.memory_id == memory_id))
+    earlier = OutboxRow.revision < change.namespace.revision
+    session.execute(
+        delete(OutboxRow).where(OutboxRow.namespace == namespace, OutboxRow.memory_id == memory_id, earlier)
+    )
+    episode_id = memory.episode_id
+    session.delete(memory)
+    session.flush()
+    session.execute(delete(EpisodeRow).where(EpisodeRow.namespace == namespace, EpisodeRow.id == episode_id))
+    return uses, jobs
+
+
+def _count(session: Session, statement: Delete) -> int:
+    return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
+
+
+def _exports(session: Session, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+    found: list[tuple[str, str, str]] = []
+    for start in range(0, len(ids), _BATCH):
+        batch = ids[start : start + _BATCH]
+        query = select(ExportRow).where(ExportRow.namespace == namespace, ExportRow.memory_id.in_(batch))
+        found += [(row.memory_id, row.pack_id, row.path) for row in session.scalars(query)]
+    return tuple(sorted(found))
+
+
+def _named(session: Session, namespace: str, digests: Sequence[str]) -> set[str]:
+    """Which of the digests a memory that is left still names."""
+    named: set[str] = set()
+    for start in range(0, len(digests), _BATCH):
+        batch = digests[start : start + _BATCH]
+        query = select(MemoryRow.tensor_digest).where(
+            MemoryRow.namespace == namespace, MemoryRow.tensor_digest.in_(batch)
+        )
+        named |= set(session.scalars(query))
+    return named
