@@ -1,0 +1,212 @@
+"""The upkeep of a bank: evict what policies name, purge what was retired long ago, count uses, prune the outbox.
+
+Safe beside agents, workers and other passes of its own: every change is a short transaction that looks again at the
+memory it changes (pinned, retired or gone meanwhile: passed over), so two passes at once only share the work. A pass
+may be interrupted or killed anywhere; the next one goes on with what is left. Decides nothing itself: policies do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from elm_agent.errors import InputError, NotFound
+from elm_agent.memory.eviction import Nearest, Planned, Rules, plan, policies_of
+from elm_agent.protocols import Observer
+from elm_agent.records import KeyKind, MemoryState, Vector
+from elm_agent.storage import upkeep
+from elm_agent.storage.selection import MemoryFacts, Selection, Wanted
+
+if TYPE_CHECKING:
+    from elm_agent.storage.bank import Bank
+
+MAINTAIN_STEPS = (
+    "evict.planned",  # detail: namespace, memory_id, policies, reason, kept, question
+    "evict.before_commit",
+    "evict.committed",
+    "uses.before_commit",
+    "uses.committed",
+    "purge.planned",  # detail: namespace, memories
+    "purge.before_commit",
+    "purge.committed",
+    "purge.files",
+    "purge.done",
+    "outbox.before_commit",
+    "outbox.committed",
+)
+"""Told to an observer; a crash is tested at each of them."""
+
+BATCH = 200  # memories of one transaction
+_PURGED_AT_ONCE = 2000  # memories: files and indexes are cleaned once for each purge
+
+
+@dataclass(slots=True, kw_only=True)
+class NamespaceReport:
+    """What a pass did in one namespace, or would do in a dry run."""
+
+    namespace: str
+    evicted: int = 0
+    kept: int = 0  # named by a policy, and pinned
+    by_policy: Counter[str] = field(default_factory=Counter)
+    purged: int = 0
+    exports: list[tuple[str, str, str]] = field(
+        default_factory=list
+    )  # (memory, pack, path) that still hold purged ones
+    used_events: int = 0
+    outbox_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaintenanceReport:
+    """``planned``: the first memories that policies named, at most ``listed`` of them; the counts are of all."""
+
+    dry_run: bool
+    namespaces: tuple[NamespaceReport, ...]
+    planned: tuple[Planned, ...]
+
+    def total(self, name: str) -> int:
+        """A count over all namespaces: 'evicted', 'kept', 'purged', 'used_events' or 'outbox_rows'."""
+        return sum(getattr(report, name) for report in self.namespaces)
+
+
+def maintain(
+    bank: Bank,
+    namespaces: Sequence[str] | None,
+    rules: Rules,
+    *,
+    evict: bool = True,
+    purge: bool = False,
+    undo_days: float = 7.0,
+    now: datetime | None = None,
+    dry_run: bool = False,
+    actor: str = "maintain",
+    listed: int = 1000,
+    observe: Observer | None = None,
+) -> MaintenanceReport:
+    """One pass over ``namespaces`` (None: all of the bank).
+
+    Evicting is soft: a memory becomes retired by the actor ``policy:<names>`` with the reason as the event's note,
+    and can be restored until a pass with ``purge`` finds that it has been retired for ``undo_days``. Uses that no
+    event counts yet are written into the chain, one ``used`` event for each memory and pass (see
+    ``upkeep.count_uses``). Rows of the outbox that every known index has seen are deleted. Leases are not touched.
+
+    Args:
+        now: the time that rules are judged at; None: the database's clock.
+        dry_run: change nothing, only report what would be evicted and purged.
+        observe: told the steps of ``MAINTAIN_STEPS``.
+
+    Raises:
+        InputError: ``rules.where`` cannot be read, or fails for a memory.
+        NotFound: an unknown namespace. BankMoved: one that was moved away.
+        StorageError: a store refused; what was committed stays, the next pass goes on.
+    """
+    tell: Observer = observe or (lambda _name, _detail: None)
+    policies_of(rules)  # a condition that cannot be read is said before anything is changed
+    infos = {info.name for info in bank.namespaces()}
+    names = sorted(infos) if namespaces is None else list(namespaces)
+    for name in names:
+        if name not in infos:
+            raise NotFound(
+                f"namespace {name!r} is not in this bank; it has: {', '.join(sorted(infos)[:10]) or 'none'}"
+            )
+    if now is None:
+        with bank.database.read() as session:
+            now = bank.database.now(session)
+    planned: list[Planned] = []
+    reports = []
+    for name in names:
+        report = NamespaceReport(namespace=name)
+        if not dry_run:
+            _count_and_prune(bank, report, actor, tell)
+        if evict:
+            _evict(bank, report, rules, now, planned if len(planned) < listed else [], listed, dry_run, tell)
+        if purge:
+            _purge(bank, report, now - timedelta(days=undo_days), actor, dry_run, tell)
+        reports.append(report)
+    return MaintenanceReport(dry_run=dry_run, namespaces=tuple(reports), planned=tuple(planned[:listed]))
+
+
+def _count_and_prune(bank: Bank, report: NamespaceReport, actor: str, tell: Observer) -> None:
+    of: dict[str, Any] = {"actor": actor, "vault": bank.vault, "tell": tell}
+    report.used_events = sum(upkeep.count_uses(bank.database, report.namespace, **of))
+    report.outbox_rows = sum(upkeep.prune_outbox(bank.database, report.namespace, **of))
+
+
+def _evict(
+    bank: Bank,
+    report: NamespaceReport,
+    rules: Rules,
+    now: datetime,
+    planned: list[Planned],
+    listed: int,
+    dry_run: bool,
+    tell: Observer,
+) -> None:
+    view = Selection(bank.database, report.namespace, vault=bank.vault)
+    waiting: dict[str, dict[str, str | None]] = {}  # by policies: one transaction has one actor
+    for named in plan(view, policies_of(rules, nearest=_nearest(bank, report.namespace)), now=now):
+        if len(planned) < listed:
+            planned.append(named)
+        tell("evict.planned", _told(named))
+        if named.kept:
+            report.kept += 1
+            continue
+        report.by_policy.update(policy for policy, _ in named.reasons)
+        if dry_run:
+            report.evicted += 1
+            continue
+        batch = waiting.setdefault(named.policies, {})
+        batch[named.facts.id] = named.reason
+        if len(batch) == BATCH:
+            report.evicted += _retire(bank, report.namespace, named.policies, waiting.pop(named.policies), tell)
+    for names, batch in waiting.items():
+        report.evicted += _retire(bank, report.namespace, names, batch, tell)
+
+
+def _retire(bank: Bank, namespace: str, names: str, batch: dict[str, str | None], tell: Observer) -> int:
+    return len(bank.evict(namespace, batch, actor=f"policy:{names}", observe=tell))
+
+
+def _purge(bank: Bank, report: NamespaceReport, before: datetime, actor: str, dry_run: bool, tell: Observer) -> None:
+    """What has been retired since before ``before``, unless it is pinned."""
+    view = Selection(
+        bank.database, report.namespace, vault=bank.vault, states=[MemoryState.RETIRED], page=_PURGED_AT_ONCE
+    )
+    if not dry_run:
+        bank.finish_purges(report.namespace)
+    for page in view.pages(Wanted(state_before=before)):
+        ids = _purgeable(page)
+        tell("purge.planned", {"namespace": report.namespace, "memories": len(ids)})
+        while ids and not dry_run:
+            try:
+                done = bank.purge(report.namespace, ids, actor=actor, reason="its undo window is over", observe=tell)
+            except (NotFound, InputError):  # another pass purged one, or somebody pinned it: see what is left
+                ids = _purgeable(facts for left in view.of(ids) for facts in left)
+                continue
+            report.exports += done.exports
+            break
+        report.purged += len(ids)
+
+
+def _purgeable(facts: Iterable[MemoryFacts]) -> list[str]:
+    return [one.id for one in facts if not one.pinned]
+
+
+def _nearest(bank: Bank, namespace: str) -> Nearest | None:
+    """Only a durable index answers faster than a scan compares."""
+    if bank.durable is None or not bank.uses_durable():
+        return None
+
+    def nearest(key: Vector, k: int) -> Any:
+        return bank.nearest(namespace, KeyKind.INPUT, key, k)
+
+    return nearest
+
+
+def _told(named: Planned) -> dict[str, Any]:
+    facts = named.facts
+    about = {"namespace": facts.namespace, "memory_id": facts.id, "question": facts.question}
+    return about | {"policies": named.policies, "reason": named.reason, "kept": named.kept}
