@@ -171,7 +171,7 @@ def open_runtime(
     overrides |= {name: value for name, value in names.items() if isinstance(value, str)}
     settings = load_settings(**overrides) if settings is None else settings.changed(**overrides)
     check_settings(settings)
-    _check_ray(settings, model=model, task=task, trainer=trainer)
+    _check_ray(settings, model=model, task=task, trainer=trainer, encryption_key=encryption_key)
     with ExitStack() as opened:  # what is open when something fails is closed again
         bank = open_bank(settings, owns_index=owns_index, encryption_key=encryption_key)
         opened.callback(bank.close)
