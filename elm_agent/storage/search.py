@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from elm_agent.errors import IndexUnavailable
 from elm_agent.protocols import KeyIndex
-from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest
+from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest, utcnow
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import DurableFeed, ExactFeed, FedIndex, changes_between, revision_of
 from elm_agent.storage.schema import MemoryRow
@@ -120,15 +120,17 @@ class Search:
     def _usable(self, namespace: str, hits: list[Hit], exclude: str | None) -> set[str]:
         if not hits:
             return set()
-        query = select(MemoryRow.id, MemoryRow.state, MemoryRow.question_digest).where(
+        columns = MemoryRow.id, MemoryRow.state, MemoryRow.question_digest, MemoryRow.valid_until
+        query = select(*columns).where(
             MemoryRow.namespace == namespace, MemoryRow.id.in_([hit.memory_id for hit in hits])
         )  # by primary key alone: a condition on the state tempts planners into reading every active memory
         excluded = question_digest(exclude) if exclude is not None else None
+        now = utcnow()  # of this machine: a horizon of days needs no round trip for the database's clock
         with self._database.read() as session:
             return {
                 memory_id
-                for memory_id, state, question in session.execute(query)
-                if state == MemoryState.ACTIVE and question != excluded
+                for memory_id, state, question, until in session.execute(query)
+                if state == MemoryState.ACTIVE and question != excluded and (until is None or until > now)
             }
 
     def _active(self, namespace: str) -> int:
