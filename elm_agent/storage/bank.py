@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import select
@@ -310,8 +311,11 @@ class Bank(BankReader):
         *,
         min_similarity: float = -1.0,
         exclude_question: str | None = None,
+        shared: Sequence[str] = (),
     ) -> list[Hit]:
         """At most k active memories, most similar first, ties by id. An eviction counts from its commit on.
+
+        ``shared``: further namespaces to look in; each hit names its own.
 
         ``query``: float32, unit length, of the key's width. ``exclude_question``: a memory made from this very
         question is passed over.
@@ -320,9 +324,11 @@ class Bank(BankReader):
             NotFound: the namespace is not in this bank.
             IndexUnavailable: only with ``index='durable'``; 'auto' scans exactly and logs the reason.
         """
-        return self._search.nearest(
-            namespace, kind, query, k, min_similarity=min_similarity, exclude=exclude_question
-        )
+        found: list[Hit] = []
+        for name in dict.fromkeys((namespace, *shared)):
+            hits = self._search.nearest(name, kind, query, k, min_similarity=min_similarity, exclude=exclude_question)
+            found += [replace(hit, namespace=name) for hit in hits]
+        return sorted(found, key=lambda hit: (-hit.similarity, hit.memory_id))[:k]
 
     def feed(self) -> int:
         """Bring the durable index up to date; how many keys came or went. Only where it is open.

@@ -92,7 +92,8 @@ _USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer
 def use_record(row: UseRow, vault: Vault) -> UseRecord:
     texts = {name: opened(vault, row.namespace, getattr(row, name)) for name in _USE_TEXTS}
     return UseRecord(
-        **_columns(row, UseRecord, skip={"key_kind", "route", "outcome", *_USE_TEXTS}),
+        **_columns(row, UseRecord, skip={"key_kind", "route", "outcome", "memory_namespace", *_USE_TEXTS}),
+        memory_namespace="" if row.memory_namespace == row.namespace else row.memory_namespace,
         **texts,  # type: ignore[arg-type]  # the question is never None
         key_kind=KeyKind(row.key_kind),
         route=Route(row.route),

@@ -10,15 +10,20 @@ import numpy as np
 from sqlalchemy import func, select
 
 from elm_agent.errors import IndexUnavailable
-from elm_agent.protocols import KeyIndex
+from elm_agent.protocols import IndexCapability
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest, utcnow
 from elm_agent.storage.database import Database
-from elm_agent.storage.feed import DurableFeed, ExactFeed, FedIndex, changes_between, revision_of
-from elm_agent.storage.schema import MemoryRow
+from elm_agent.storage.feed import FedIndex, changes_between, revision_of
+from elm_agent.storage.feed_durable import DurableFeed, Progress
+from elm_agent.storage.feed_exact import ExactFeed
+from elm_agent.storage.index_exact import ExactIndex
+from elm_agent.storage.rows import unpack
+from elm_agent.storage.schema import KeyRow, MemoryRow
 
 IndexChoice = Literal["auto", "exact", "durable"]
 
 _SLACK = 8  # candidates beyond k, so that a few that are no longer usable cost no second search
+_ROUGH = 128  # candidates that a projection gives at least, so that the nearest is among them
 _INLINE = 64  # revisions that a search itself looks through when the durable index is behind
 _log = logging.getLogger(__name__)
 
@@ -27,7 +32,13 @@ class Search:
     """Chooses the index (see ``Bank``), merges what it has not seen yet, and re-checks every hit."""
 
     def __init__(
-        self, database: Database, *, exact: KeyIndex, durable: FedIndex | None, choice: IndexChoice, exact_limit: int
+        self,
+        database: Database,
+        *,
+        exact: ExactIndex,
+        durable: FedIndex | None,
+        choice: IndexChoice,
+        exact_limit: int,
     ) -> None:
         self._database = database
         self._exact = exact
@@ -65,6 +76,23 @@ class Search:
         """Bring the indexes up to date and rid their files of what was deleted."""
         self.feed(namespace)
 
+    def refill(self, namespace: str, progress: Progress | None = None) -> int:
+        """Feed the durable index from the keys themselves, whatever it holds. Raises ``IndexUnavailable``."""
+        return self._open_durable()[1].refill(namespace, progress)
+
+    def scrub(self, namespace: str) -> list[str]:
+        """Remove what deleted keys left in the files of indexes; to be called after the deletion's commit.
+
+        Returns the names of indexes that cannot promise it (see ``IndexCapability.ERASES``). Raises
+        ``IndexUnavailable`` when an index cannot be reached; then call it again later.
+        """
+        self._exact_feed.scrub(namespace)
+        if not self.keeps_durable():
+            return []
+        durable, feed = self._open_durable()
+        feed.scrub(namespace)
+        return [] if IndexCapability.ERASES in durable.capabilities else [durable.name]
+
     def keeps_durable(self) -> bool:
         """Whether the durable index is fed at all."""
         return self._choice != "exact"
@@ -96,26 +124,44 @@ class Search:
 
     def _from_durable(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
         """The durable index's hits, with what is newer than its watermark scanned exactly."""
-        if self._durable is None or self._durable_feed is None:
-            raise IndexUnavailable("this process has no durable index: set index='exact', or open it in its owner")
-        mark, newest = self._durable_feed.position(namespace)
+        durable, feed = self._open_durable()
+        mark, newest = feed.position(namespace)
         if newest - mark > _INLINE:
-            self._durable_feed.feed(namespace, batches=1)
-            mark, newest = self._durable_feed.position(namespace)
+            feed.feed(namespace, batches=1)
+            mark, newest = feed.position(namespace)
         if newest - mark > _INLINE:
             self.warn(
                 namespace,
-                f"the {self._durable.name} index is being fed. Answering by exact scan until it is complete",
+                f"the {durable.name} index is being fed. Answering by exact scan until it is complete",
             )
             self._exact_feed.sync(namespace, kind)
             return self._exact.search(namespace, kind, query, k)
-        found = {hit.memory_id: hit for hit in self._durable.search(namespace, kind, query, k)}
+        rough = durable.width_limit is not None and len(query) > durable.width_limit
+        hits = durable.search(namespace, kind, query, max(k, _ROUGH) if rough else k)
+        if IndexCapability.EXACT not in durable.capabilities:
+            hits = self._measured(namespace, kind, query, hits)
+        found = {hit.memory_id: hit for hit in hits}
         if newest > mark:
             with self._database.read() as session:
                 newer = changes_between(session, namespace, kind, mark, newest)
             for entry in newer.upsert:
-                found[entry.memory_id] = Hit(entry.memory_id, float(np.clip(entry.vector @ query, -1.0, 1.0)))
+                found[entry.memory_id] = Hit(entry.memory_id, _cosine(entry.vector, query))
         return sorted(found.values(), key=lambda hit: (-hit.similarity, hit.memory_id))[:k]
+
+    def _open_durable(self) -> tuple[FedIndex, DurableFeed]:
+        if self._durable is None or self._durable_feed is None:
+            raise IndexUnavailable("this process has no durable index: set index='exact', or open it in its owner")
+        return self._durable, self._durable_feed
+
+    def _measured(self, namespace: str, kind: KeyKind, query: Vector, hits: list[Hit]) -> list[Hit]:
+        """The hits with their true similarities; what the database no longer has is dropped."""
+        keys = select(KeyRow.memory_id, KeyRow.vector).where(
+            KeyRow.namespace == namespace,
+            KeyRow.kind == kind.value,
+            KeyRow.memory_id.in_([hit.memory_id for hit in hits]),
+        )
+        with self._database.read() as session:
+            return [Hit(memory_id, _cosine(unpack(vector), query)) for memory_id, vector in session.execute(keys)]
 
     def _usable(self, namespace: str, hits: list[Hit], exclude: str | None) -> set[str]:
         if not hits:
@@ -143,3 +189,8 @@ class Search:
                 )
                 counted = self._counted[namespace] = revision, session.scalar(query) or 0
         return counted[1]
+
+
+def _cosine(key: Vector, query: Vector) -> float:
+    """In float64, summed as the exact index does, so that the same pair has the same similarity everywhere."""
+    return float((key.astype(np.float64) * query.astype(np.float64)).sum().clip(-1.0, 1.0))

@@ -76,8 +76,8 @@ def test_a_published_memory_is_the_whole_truth(bank: Bank, learn: Learn) -> None
     ]
     assert bank.memory("default", memory.id) == memory
     assert bank.memories("default") == [memory]
-    assert (memory.model, memory.recipe, memory.final_vote_share, memory.revision) == (MODEL, RECIPE, 0.75, 1)
-    assert bank.nearest("default", KeyKind.INPUT, X, 1) == [Hit(memory.id, 1.0)]
+    assert (memory.model, memory.recipe, memory.final_vote_share, memory.revision) == (MODEL, RECIPE, 0.75, 3)
+    assert bank.nearest("default", KeyKind.INPUT, X, 1) == [Hit(memory.id, 1.0, "default")]
     assert ids(bank.nearest("default", KeyKind.KV, unit(1, 2), 1)) == [memory.id]
     expected = trained(X, seed=seed_of(question))
     prompt = bank.prompt("default", memory.id)
@@ -88,7 +88,8 @@ def test_a_published_memory_is_the_whole_truth(bank: Bank, learn: Learn) -> None
     np.testing.assert_array_equal(bank.keys("default", memory.id).input, X)
     job = bank.jobs.get(memory.job_id or "")
     assert (job.state, job.memory_id, job.owner) == (JobState.DONE, memory.id, None)
-    assert [(event.revision, event.kind) for event in bank.events("default")] == [(1, EventKind.CREATED)]
+    written = [(event.revision, event.kind) for event in bank.events("default")]
+    assert written == [(1, EventKind.CREATED), (2, EventKind.GATED), (3, EventKind.ACTIVATED)]
 
 
 def test_a_failure_before_the_commit_leaves_a_tensor_and_nothing_else(bank: Bank, learn: Learn) -> None:
@@ -220,7 +221,7 @@ def test_the_life_of_a_memory_is_written_down_without_gaps(bank: Bank, learn: Le
         bank.transition("default", memory.id, MemoryState.RETIRED, **change)
     bank.pin("default", memory.id, False, actor="ann")
     evicted = bank.transition("default", memory.id, MemoryState.RETIRED, **change)
-    assert (evicted.state, evicted.reason, evicted.revision) == (MemoryState.RETIRED, "because", 5)
+    assert (evicted.state, evicted.reason, evicted.revision) == (MemoryState.RETIRED, "because", 6)
     assert bank.transition("default", memory.id, MemoryState.RETIRED, **change) == evicted
     bank.transition("default", memory.id, MemoryState.ACTIVE, **change)
     bank.transition("default", memory.id, MemoryState.QUARANTINED, **change)
@@ -228,9 +229,10 @@ def test_the_life_of_a_memory_is_written_down_without_gaps(bank: Bank, learn: Le
     with pytest.raises(InputError, match="cannot become candidate"):
         bank.transition("default", memory.id, MemoryState.CANDIDATE, **change)
     events = bank.events("default", memory.id)
-    assert [event.revision for event in events] == list(range(1, 9))
+    assert [event.revision for event in events] == list(range(1, 10))
     assert [event.kind.value for event in events] == [
         "created",
+        "gated",
         "activated",
         "pinned",
         "unpinned",
@@ -239,10 +241,10 @@ def test_the_life_of_a_memory_is_written_down_without_gaps(bank: Bank, learn: Le
         "quarantined",
         "repaired",
     ]
-    assert events[1].detail == {"from": "candidate", "to": "active", "reason": "because"}
+    assert (events[2].detail, events[2].note) == ({"from": "candidate", "to": "active"}, "because")
     assert events == bank.events("default")
     (info,) = bank.namespaces()
-    assert (info.revision, info.counts[MemoryState.QUARANTINED], sum(info.counts.values())) == (8, 1, 1)
+    assert (info.revision, info.counts[MemoryState.QUARANTINED], sum(info.counts.values())) == (9, 1, 1)
 
 
 def test_uses_are_counted_exactly(bank: Bank, learn: Learn) -> None:
