@@ -71,7 +71,9 @@ class Bank(BankReader):
         self.jobs = JobQueue(database, self.vault)
         self._use_log = UseLog(database, self.vault)
         self._exact = exact or ExactIndex()
-        self._search = Search(database, exact=self._exact, durable=durable, choice=index, exact_limit=exact_limit)
+        self._search = Search(
+            database, exact=self._exact, durable=durable, choice=index, exact_limit=exact_limit, vault=self.vault
+        )
 
     # --- namespaces -------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from elm_agent.storage.feed_exact import ExactFeed
 from elm_agent.storage.index_exact import ExactIndex
 from elm_agent.storage.rows import unpack
 from elm_agent.storage.schema import KeyRow, MemoryRow
+from elm_agent.storage.vault import PlainVault, Vault
 
 IndexChoice = Literal["auto", "exact", "durable"]
 
@@ -39,8 +40,10 @@ class Search:
         durable: FedIndex | None,
         choice: IndexChoice,
         exact_limit: int,
+        vault: Vault | None = None,
     ) -> None:
         self._database = database
+        self._vault = vault or PlainVault()
         self._exact = exact
         self._exact_feed = ExactFeed(database, exact)
         self._durable = durable
@@ -71,10 +74,6 @@ class Search:
         if self._durable_feed is None or not self.keeps_durable():
             return 0
         return self._durable_feed.feed(namespace)
-
-    def scrub(self, namespace: str) -> None:
-        """Bring the indexes up to date and rid their files of what was deleted."""
-        self.feed(namespace)
 
     def refill(self, namespace: str, progress: Progress | None = None) -> int:
         """Feed the durable index from the keys themselves, whatever it holds. Raises ``IndexUnavailable``."""
@@ -126,10 +125,10 @@ class Search:
         """The durable index's hits, with what is newer than its watermark scanned exactly."""
         durable, feed = self._open_durable()
         mark, newest = feed.position(namespace)
-        if newest - mark > _INLINE:
+        if mark is None or newest - mark > _INLINE:
             feed.feed(namespace, batches=1)
             mark, newest = feed.position(namespace)
-        if newest - mark > _INLINE:
+        if mark is None or newest - mark > _INLINE:
             self.warn(
                 namespace,
                 f"the {durable.name} index is being fed. Answering by exact scan until it is complete",
@@ -170,13 +169,16 @@ class Search:
         query = select(*columns).where(
             MemoryRow.namespace == namespace, MemoryRow.id.in_([hit.memory_id for hit in hits])
         )  # by primary key alone: a condition on the state tempts planners into reading every active memory
-        excluded = question_digest(exclude) if exclude is not None else None
+        excluded = set()
+        if exclude is not None:  # what was stored before encryption was switched on bears the plain digest
+            digest = question_digest(exclude)
+            excluded = {digest, self._vault.blind(namespace, digest)}
         now = utcnow()  # of this machine: a horizon of days needs no round trip for the database's clock
         with self._database.read() as session:
             return {
                 memory_id
                 for memory_id, state, question, until in session.execute(query)
-                if state == MemoryState.ACTIVE and question != excluded and (until is None or until > now)
+                if state == MemoryState.ACTIVE and question not in excluded and (until is None or until > now)
             }
 
     def _active(self, namespace: str) -> int:
