@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from elm_agent.records import Candidate, KeyKind, Recipe
 from elm_agent.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from elm_agent.memory.maintain import MaintenanceReport
     from elm_agent.memory.worker import Worker
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.database import Database
@@ -115,6 +116,38 @@ def open_bank(
         )
         opened.pop_all()  # from here on the bank closes it
         return bank
+
+
+def maintain_bank(
+    bank: Bank,
+    settings: Settings,
+    *,
+    namespaces: Sequence[str] | None = None,
+    evict: bool = True,
+    purge: bool | None = None,
+    dry_run: bool = False,
+    actor: str = "maintain",
+    observe: Observer | None = None,
+) -> MaintenanceReport:
+    """One pass of upkeep by the rules of ``settings.eviction``; see ``memory.maintain``.
+
+    ``namespaces=None``: all of the bank. ``purge=None``: as the settings say.
+    """
+    from elm_agent.memory.eviction import Rules
+    from elm_agent.memory.maintain import maintain
+
+    chosen = settings.eviction
+    return maintain(
+        bank,
+        namespaces,
+        Rules(**chosen.model_dump(exclude={"undo_days", "purge", "every_seconds"})),
+        evict=evict,
+        purge=chosen.purge if purge is None else purge,
+        undo_days=chosen.undo_days,
+        dry_run=dry_run,
+        actor=actor,
+        observe=observe,
+    )
 
 
 def _vault(settings: Settings, database: Database, encryption_key: KeyFunction | None) -> Vault:
@@ -339,8 +372,10 @@ def _worker(
     concurrency: int,
     observe: Observer | None,
 ) -> Worker:
+    from elm_agent.memory.maintain import Scheduled
     from elm_agent.memory.worker import Worker
 
+    every = settings.eviction.every_seconds
     return Worker(
         bank=bank,
         trainer_for=trainer_for,
@@ -351,6 +386,7 @@ def _worker(
         poll_seconds=settings.worker.poll_seconds,
         backoff_seconds=settings.worker.backoff_seconds,
         concurrency=concurrency,
+        upkeep=None if every is None else Scheduled(lambda: maintain_bank(bank, settings, actor="worker"), every),
         observe=observe,
     )
 

@@ -7,13 +7,15 @@ may be interrupted or killed anywhere; the next one goes on with what is left. D
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from elm_agent.errors import InputError, NotFound
+from elm_agent.errors import ElmError, InputError, NotFound
 from elm_agent.memory.eviction import Nearest, Planned, Rules, plan, policies_of
 from elm_agent.protocols import Observer
 from elm_agent.records import KeyKind, MemoryState, Vector
@@ -22,6 +24,8 @@ from elm_agent.storage.selection import MemoryFacts, Selection, Wanted
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
+
+logger = logging.getLogger(__name__)
 
 MAINTAIN_STEPS = (
     "evict.planned",  # detail: namespace, memory_id, policies, reason, kept, question
@@ -127,6 +131,27 @@ def maintain(
             _purge(bank, report, now - timedelta(days=undo_days), actor, dry_run, tell)
         reports.append(report)
     return MaintenanceReport(dry_run=dry_run, namespaces=tuple(reports), planned=tuple(planned[:listed]))
+
+
+class Scheduled:
+    """Runs ``work`` when it is called and ``every_seconds`` have passed since the last time; the first time at once.
+
+    A failure is logged and costs nothing but this pass.
+    """
+
+    def __init__(self, work: Callable[[], object], every_seconds: float) -> None:
+        self._work = work
+        self._every_seconds = every_seconds
+        self._due = time.monotonic()
+
+    def __call__(self) -> None:
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._every_seconds
+        try:
+            self._work()
+        except ElmError as error:
+            logger.warning("this pass of maintenance ended early, the next one goes on: %s", error)
 
 
 def _count_and_prune(bank: Bank, report: NamespaceReport, actor: str, tell: Observer) -> None:

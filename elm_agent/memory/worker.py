@@ -44,6 +44,7 @@ class Worker:
         poll_seconds: how often an idle worker looks for a job.
         backoff_seconds: wait before the second attempt; the queue doubles it each time.
         concurrency: jobs learnt at the same time.
+        upkeep: called between two jobs, often; see ``maintain.Scheduled``. Not with ``once``.
         observe: told every step of ``LEARN_STEPS``, and ``job.done``, ``job.failed``, ``job.cancelled``,
             ``job.released`` and ``job.lost``; each detail names its ``job_id``. What it raises is logged.
     """
@@ -61,6 +62,7 @@ class Worker:
         poll_seconds: float = 0.5,
         backoff_seconds: float = 5.0,
         concurrency: int = 1,
+        upkeep: Callable[[], object] | None = None,
         observe: Observer | None = None,
     ) -> None:
         if concurrency < 1:
@@ -75,6 +77,7 @@ class Worker:
         self._poll_seconds = poll_seconds
         self._backoff_seconds = backoff_seconds
         self._concurrency = concurrency
+        self._upkeep = upkeep or (lambda: None)
         self._observe = observe or (lambda _name, _detail: None)
         self._stopping = threading.Event()
         self._finishing = threading.Event()
@@ -92,6 +95,8 @@ class Worker:
 
         def loop(slot: int) -> None:
             while not (self._stopping.is_set() or self._finishing.is_set()):
+                if slot == 0 and not once:
+                    self._upkeep()
                 if self._next(patient=not once):
                     taken[slot] += 1
                 elif once:
