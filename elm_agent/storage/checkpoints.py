@@ -2,7 +2,7 @@
 
 A chain alone cannot show that its end was cut off, or that all of it was written anew by somebody who owns the
 database (see ``chain``); a checkpoint that lies out of that person's reach shows both, for all that was written
-before it was taken. The file is JSON; signed are the format, a newline and the canonical JSON of all but the signature.
+before it was taken. The file is JSON; signed are the format, a newline and canonical JSON of all but the signature.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The keys of namespaces as rows: made, wrapped by a master key, unwrapped, wrapped anew. Seals no content.
 
 Purpose "data" seals content and has versions, the highest of which seals what is new. Purpose "blind" makes names for
-look-ups and never changes. Purpose "sealed" is a mark and no key: all content of the namespace is sealed, so that a
-readable text there was planted by somebody, and is refused.
+look-ups and never changes. Purpose "sealed" is a mark and no key: all content of the namespace is sealed.
 """
 
 from __future__ import annotations
