@@ -57,6 +57,17 @@ def stream_bar(out: Output, total: int, done: int) -> Iterator[Advance]:
         yield lambda finished, text: bar.update(task, advance=finished, description=text)
 
 
+@contextmanager
+def count_bar(out: Output, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function to tell (how many are done, how many there are)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, **_where(out)) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _where(out: Output) -> dict[str, Any]:
     """On the terminal of standard error, if there is one and no JSON is written to it; other output is left alone."""
     mixed = out.json and sys.stdout.isatty()

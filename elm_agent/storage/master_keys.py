@@ -40,6 +40,17 @@ class MasterKey:
             got = f"{len(self.secret)} bytes" if isinstance(self.secret, bytes) else type(self.secret).__name__
             raise SettingsError(f"a master key is {KEY_BYTES} bytes; got {got}; {_MAKE_ONE}")
 
+    @classmethod
+    def decoded(cls, word: str, where: str = "the key") -> MasterKey:
+        """From base64. Raises ``SettingsError``, in words that do not hold the key."""
+        try:
+            secret = base64.b64decode(word.replace("-", "+").replace("_", "/"), validate=True)
+        except (binascii.Error, ValueError):
+            raise SettingsError(f"{where} holds something that is not base64; {_MAKE_ONE}") from None
+        if len(secret) != KEY_BYTES:
+            raise SettingsError(f"{where} holds a key of {len(secret)} bytes, expected {KEY_BYTES}; {_MAKE_ONE}")
+        return cls(secret)
+
     @property
     def id(self) -> str:
         """``mk-`` and 16 hex digits; tells nothing of the key."""
@@ -74,7 +85,7 @@ class _Listed:
         return next((key for key in self._keys() if key.id == master_id), None)
 
     def _keys(self) -> list[MasterKey]:
-        keys = [_decoded(word, self.where) for word in self._read().split()]
+        keys = [MasterKey.decoded(word, self.where) for word in self._read().split()]
         if not keys:
             raise SettingsError(
                 f"{self.where} holds no master key: expected {KEY_BYTES} bytes in base64; {_MAKE_ONE}"
@@ -176,16 +187,6 @@ def write_private(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _decoded(word: str, where: str) -> MasterKey:
-    try:
-        secret = base64.b64decode(word.replace("-", "+").replace("_", "/"), validate=True)
-    except (binascii.Error, ValueError):
-        raise SettingsError(f"{where} holds something that is not base64; {_MAKE_ONE}") from None
-    if len(secret) != KEY_BYTES:
-        raise SettingsError(f"{where} holds a key of {len(secret)} bytes, expected {KEY_BYTES}; {_MAKE_ONE}")
-    return MasterKey(secret)
 
 
 def _takes_argument(function: KeyFunction) -> bool:
