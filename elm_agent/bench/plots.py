@@ -41,6 +41,25 @@ def draw_stream(
     figure.savefig(path, dpi=120)
 
 
+def draw_growth(
+    path: Path, memories: Sequence[int], curves: Mapping[str, Sequence[float]], *, title: str, unit: str = "ms"
+) -> None:
+    """Write a PNG with one line for each operation over the size of the bank, both axes logarithmic.
+
+    ``curves`` maps an operation to one value for each size; what grows with the bank rises, all else lies flat.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, values) in enumerate(curves.items()):
+        axes.plot(memories, values, marker="o", ms=4, lw=1.5, ls=("-", "--", ":")[number // 10 % 3], label=name)
+    axes.set(xscale="log", yscale="log", xlabel="memories in the bank", ylabel=unit, title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def _accuracy(axes: Axes, zero_shot: Sequence[bool], agent: Sequence[bool], learned_after: Sequence[int]) -> None:
     questions = range(1, len(agent) + 1)
     axes.plot(questions, running_share(zero_shot), color=_PLAIN, lw=2, label="zero-shot")

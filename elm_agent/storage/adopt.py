@@ -18,6 +18,7 @@ from elm_agent.errors import InputError
 from elm_agent.protocols import Observer, TensorStore
 from elm_agent.records import (
     FORMAT_VERSION,
+    Episode,
     EventKind,
     MemoryKeys,
     MemoryState,
@@ -27,13 +28,15 @@ from elm_agent.records import (
     StepRecord,
     new_id,
     question_digest,
+    utcnow,
 )
 from elm_agent.storage import publish
 from elm_agent.storage.database import Database
 from elm_agent.storage.index_exact import check_vector
 from elm_agent.storage.ledger import Change, changing
+from elm_agent.storage.proofs import record_proof
 from elm_agent.storage.rows import pack, sealed, sealed_json
-from elm_agent.storage.schema import EpisodeRow, KeyRow, MemoryRow, OutboxRow
+from elm_agent.storage.schema import Base, EpisodeRow, EventRow, KeyRow, MemoryRow, OutboxRow
 from elm_agent.storage.vault import Vault
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class Adopted:
     final_vote_share: float = 0.0
     subject: str | None = None
     valid_until: datetime | None = None
+    question_digest: str | None = None  # where ``question`` is not the text of the question itself
     library_version: str = field(default_factory=lambda: version("elm-agent"))
     majority_answer: str | None = None
     curve: tuple[StepRecord, ...] = ()
@@ -62,6 +66,10 @@ class Adopted:
     seed: int = 0
     seconds: float = 0.0
     detail: dict[str, Any] = field(default_factory=dict)  # of the ledger's event: ids and digests only
+
+
+_New = tuple[str, Adopted, str, str, bytes]
+"""(memory id, item, content digest, tensor digest, the prompt's bytes)"""
 
 
 def adopt(
@@ -94,15 +102,15 @@ def adopt(
         for item in items:
             publish.check_model(change.namespace, item.model)
         ids = _known(change.session, namespace, contents)
-        new: list[tuple[str, Adopted, str, str]] = []
+        new: list[_New] = []
         results: list[tuple[str, bool]] = []
-        for item, content, digest in zip(items, contents, stored, strict=True):
+        for item, data, content, digest in zip(items, plain, contents, stored, strict=True):
             is_new = content not in ids
             if is_new:
                 if not digest:
                     raise InputError("a memory was purged while it was imported again: import the pack once more")
                 ids[content] = new_id("mem")
-                new.append((ids[content], item, content, digest))
+                new.append((ids[content], item, content, digest, data))
             results.append((ids[content], is_new))
         if new:
             _insert(change, new)
@@ -131,15 +139,18 @@ def _known(session: Any, namespace: str, contents: Sequence[str]) -> dict[str, s
     return found
 
 
-def _insert(change: Change, new: Sequence[tuple[str, Adopted, str, str]]) -> None:
-    """Rows go in table by table: one statement for many rows is several times quicker than one for each."""
+def _insert(change: Change, new: Sequence[_New]) -> None:
+    """Rows go in table by table, past the ORM: several times quicker than one by one."""
     session, namespace, vault, now = change.session, change.namespace.name, change.vault, change.now
     widths = {kind: publish.key_width(session, namespace, kind) for kind, _ in publish.by_kind(new[0][1].keys)}
-    memories, episodes, keys, outbox = [], [], [], []
-    for memory_id, item, content, digest in new:
+    models, recipes = ({part: asdict(part) for part in parts} for parts in _parts(new))
+    events, memories, episodes, keys, outbox = [], [], [], [], []
+    for memory_id, item, content, digest, plain in new:
         episode_id = new_id("ep")
         detail = {"tensor_digest": digest, "state": item.state.value, "origin": item.origin} | item.detail
-        revision = change.append(EventKind.IMPORTED, memory_id, detail)
+        proof = _proof(namespace, item, plain, models[item.model], recipes[item.recipe])
+        events.append(change.linked(EventKind.IMPORTED, memory_id, detail, text=proof))
+        revision = change.namespace.revision
         question = vault.seal(namespace, item.question)
         at = {"namespace": namespace, "created_at": now}
         episodes.append(
@@ -149,8 +160,8 @@ def _insert(change: Change, new: Sequence[tuple[str, Adopted, str, str]]) -> Non
                 "question": question,
                 "task": item.task,
                 "majority_answer": sealed(vault, namespace, item.majority_answer),
-                "curve": sealed_json(vault, namespace, [asdict(step) for step in item.curve]),
-                "rollouts": sealed_json(vault, namespace, [asdict(rollout) for rollout in item.rollouts]),
+                "curve": sealed_json(vault, namespace, [_flat(step) for step in item.curve]),
+                "rollouts": sealed_json(vault, namespace, [_flat(rollout) for rollout in item.rollouts]),
                 "seed": item.seed,
                 "seconds": item.seconds,
             }
@@ -163,7 +174,7 @@ def _insert(change: Change, new: Sequence[tuple[str, Adopted, str, str]]) -> Non
                 "pinned": False,
                 "reason": None,
                 "question": question,
-                "question_digest": vault.blind(namespace, question_digest(item.question)),
+                "question_digest": vault.blind(namespace, item.question_digest or question_digest(item.question)),
                 "subject": None if item.subject is None else vault.blind(namespace, item.subject),
                 "origin": item.origin,
                 "task": item.task,
@@ -173,8 +184,8 @@ def _insert(change: Change, new: Sequence[tuple[str, Adopted, str, str]]) -> Non
                 "content_digest": content,
                 "virtual_tokens": item.prompt.virtual_tokens,
                 "width": item.prompt.width,
-                "model": asdict(item.model),
-                "recipe": asdict(item.recipe),
+                "model": models[item.model],
+                "recipe": recipes[item.recipe],
                 "library_version": item.library_version,
                 "format_version": FORMAT_VERSION,
                 "final_vote_share": item.final_vote_share,
@@ -192,6 +203,35 @@ def _insert(change: Change, new: Sequence[tuple[str, Adopted, str, str]]) -> Non
             if item.state == MemoryState.ACTIVE:
                 outbox.append(key | {"revision": revision, "n": n, "present": True})
     session.flush()
-    for table, values in ((EpisodeRow, episodes), (MemoryRow, memories), (KeyRow, keys), (OutboxRow, outbox)):
+    rows = ((EventRow, events), (EpisodeRow, episodes), (MemoryRow, memories), (KeyRow, keys), (OutboxRow, outbox))
+    for kind_of_row, values in rows:
         if values:
-            session.execute(insert(table), values)
+            session.execute(insert(Base.metadata.tables[kind_of_row.__tablename__]), values)
+
+
+def _proof(namespace: str, item: Adopted, plain: bytes, model: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """What the event binds the memory to; see ``proofs``."""
+    episode = Episode(
+        id="",
+        namespace=namespace,
+        question=item.question,
+        task=item.task,
+        majority_answer=item.majority_answer,
+        curve=item.curve,
+        rollouts=item.rollouts,
+        seed=item.seed,
+        seconds=item.seconds,
+        created_at=utcnow(),
+    )
+    keys = [(kind.value, pack(vector)) for kind, vector in publish.by_kind(item.keys)]
+    return record_proof(episode, prompt=plain, keys=keys, model=model, recipe=recipe)
+
+
+def _parts(new: Sequence[_New]) -> tuple[set[ModelFingerprint], set[Recipe]]:
+    """The few models and recipes of many memories."""
+    return {item.model for _, item, *_ in new}, {item.recipe for _, item, *_ in new}
+
+
+def _flat(record: StepRecord | Rollout) -> dict[str, Any]:
+    """``asdict`` for a record of plain values, without its deep copies."""
+    return {name: getattr(record, name) for name in record.__slots__}

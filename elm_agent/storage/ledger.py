@@ -90,6 +90,13 @@ class Change:
         self, kind: EventKind, memory_id: str | None, detail: dict[str, Any], *, text: str | None = None
     ) -> int:
         """The event alone; ``note`` is for memories that have a row."""
+        self.session.add(EventRow(**self.linked(kind, memory_id, detail, text=text)))
+        return self.namespace.revision
+
+    def linked(
+        self, kind: EventKind, memory_id: str | None, detail: dict[str, Any], *, text: str | None = None
+    ) -> dict[str, Any]:
+        """The columns of the next event, which the caller inserts, in this order: many at once are quicker so."""
         row = self.namespace
         row.revision += 1
         salt, digest = bind_note(text) if text is not None else (None, None)
@@ -104,21 +111,19 @@ class Change:
             note_digest=digest,
             created_at=self.now,
         )
-        event = EventRow(
-            namespace=row.name,
-            revision=row.revision,
-            kind=kind.value,
-            memory_id=memory_id,
-            actor=self.actor,
-            detail=detail,
-            note=None if text is None else self.vault.seal(row.name, text),
-            salt=salt,
-            note_digest=digest,
-            digest=row.head,
-            created_at=self.now,
-        )
-        self.session.add(event)
-        return row.revision
+        return {
+            "namespace": row.name,
+            "revision": row.revision,
+            "kind": kind.value,
+            "memory_id": memory_id,
+            "actor": self.actor,
+            "detail": detail,
+            "note": None if text is None else self.vault.seal(row.name, text),
+            "salt": salt,
+            "note_digest": digest,
+            "digest": row.head,
+            "created_at": self.now,
+        }
 
     def tell_indexes(self, memory_id: str, *, present: bool) -> None:
         """Work for every index, at the revision of the last event."""
