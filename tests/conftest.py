@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3
 from postgres import NoServer, fresh_database, temporary_cluster
 
 from elm_agent.models.pull import is_pulled
@@ -41,3 +42,16 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         return
     with fresh_database(request.getfixturevalue("postgres_server")) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[s3.S3Server]:
+    """A private S3 server for this session, whose credentials are in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        try:
+            with s3.temporary_s3() as server:
+                yield server
+        except s3.NoServer as error:
+            pytest.skip(str(error))

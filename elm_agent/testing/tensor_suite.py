@@ -27,6 +27,7 @@ class TensorStoreSuite:
     """Judges a ``TensorStore``. Override ``store``; ``alter`` and ``opener`` where the store can do that."""
 
     batch = 300  # tensors of the large batch
+    rounds = 25  # of each process that works beside others
     large = 300_000  # bytes of the largest tensor
     patience = 120.0  # seconds within which processes must be done
 
@@ -237,7 +238,7 @@ class TensorStoreSuite:
         """Several processes put, get and delete the same few digests: a get gives all the bytes or says missing."""
         self._need(store, TensorCapability.SHARED)
         opener = self.opener(store)
-        self._run([(_put_get_delete, (opener, TEAM, turn, 25)) for turn in range(3)])
+        self._run([(_put_get_delete, (opener, TEAM, turn, self.rounds)) for turn in range(3)])
         for digest in store.digests(TEAM):
             assert len(store.get(TEAM, digest)) == 2000
         assert store.temporary(-1) == []
