@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from elm_agent.records import digest_of
 from elm_agent.storage.database import Database
@@ -24,7 +24,7 @@ from elm_agent.storage.schema import EventRow, NamespaceRow, storable
 from elm_agent.storage.vault import PlainVault, Vault
 
 ALGORITHM = "sha256"
-_BATCH = 1000
+_PAGE = 1000
 
 Progress = Callable[[int, int], None]
 """``progress(events_done, events_in_all)``."""
@@ -96,38 +96,54 @@ def note_digest(salt: str, note: str) -> str:
 def verify(
     database: Database, namespace: str, *, vault: Vault | None = None, progress: Progress | None = None
 ) -> ChainReport:
-    """Walk the whole chain of one namespace. Safe while the bank is in use: it is one consistent read.
+    """Walk the chain of one namespace, as far as it went when this was called. Safe while the bank is in use.
 
     ``vault``: opens sealed notes. Raises ``NotFound`` for an unknown namespace.
     """
     opener = vault or PlainVault()
-    previous, expected = genesis(namespace), 0
+    at = select(NamespaceRow.revision, NamespaceRow.head).where(NamespaceRow.name == namespace)
     with database.read() as session:
-        count = revision_of(session, namespace)
-        row = session.get_one(NamespaceRow, namespace)
-        for event in _events(session, namespace):
-            expected += 1
-            problem = _problem(event, expected, previous, opener)
-            if problem is not None:
-                return _broken(namespace, expected, problem, expected - 1, previous)
-            previous = event.digest
-            if progress and expected % _BATCH == 0:
-                progress(expected, count)
-        if expected != row.revision:
-            problem = f"the chain ends here, but {row.revision} events were written: the last ones were removed"
-            if expected > row.revision:
-                problem = f"only {row.revision} events were written by the bank: what follows was inserted"
-            return _broken(namespace, min(expected, row.revision) + 1, problem, expected, previous)
-        if previous != row.head:
-            return _broken(
-                namespace, expected, "it is not the event that the namespace ended with", expected, previous
-            )
-    return ChainReport(namespace, expected, previous, None)
+        revision_of(session, namespace)
+        count, head = session.execute(at).one()
+    previous, done = genesis(namespace), 0
+    for event in _events(database, namespace, count):
+        problem = _problem(event, done + 1, previous, opener)
+        if problem is not None:
+            return _broken(namespace, done + 1, problem, done, previous)
+        previous, done = event.digest, done + 1
+        if progress and (done % _PAGE == 0 or done == count):
+            progress(done, count)
+    if done < count:
+        problem = f"{count} events were written, this one and what follows it were removed"
+        return _broken(namespace, done + 1, problem, done, previous)
+    if previous != head:
+        return _broken(namespace, done, "it is not the event that the namespace ended with", done, previous)
+    if (inserted := _beyond(database, namespace)) is not None:
+        return _broken(namespace, inserted, "it was inserted: the bank never wrote so many", done, previous)
+    return ChainReport(namespace, done, previous, None)
 
 
-def _events(session: Any, namespace: str) -> Iterator[EventRow]:
-    query = select(EventRow).where(EventRow.namespace == namespace).order_by(EventRow.revision)
-    return iter(session.scalars(query.execution_options(yield_per=_BATCH)))
+def _events(database: Database, namespace: str, upto: int) -> Iterator[EventRow]:
+    """In pages of one short read each: a long one would make the writers of an SQLite bank wait."""
+    after = 0
+    of_namespace = select(EventRow).where(EventRow.namespace == namespace, EventRow.revision <= upto)
+    while True:
+        with database.read() as session:
+            page = session.scalars(
+                of_namespace.where(EventRow.revision > after).order_by(EventRow.revision).limit(_PAGE)
+            ).all()
+        yield from page
+        if len(page) < _PAGE:
+            return
+        after = page[-1].revision
+
+
+def _beyond(database: Database, namespace: str) -> int | None:
+    """The first event above the namespace's own count; one statement, so what is being written is no such event."""
+    written = select(NamespaceRow.revision).where(NamespaceRow.name == namespace).scalar_subquery()
+    query = select(func.min(EventRow.revision)).where(EventRow.namespace == namespace, EventRow.revision > written)
+    with database.read() as session:
+        return session.scalar(query)
 
 
 def _problem(event: EventRow, expected: int, previous: str, vault: Vault) -> str | None:
