@@ -168,7 +168,14 @@ class Settings(BaseSettings):
         None, description="folder or fsspec URL (s3://bucket/prefix) of tensors; None: `home`/tensors"
     )
     tensor_options: dict[str, Any] = Field(
-        default_factory=dict, description="options of the fsspec file system, such as endpoint_url; no secrets"
+        default_factory=dict,
+        description="options of the fsspec file system, such as endpoint_url; credentials stay in the environment",
+    )
+    tensor_cache_mb: int = Field(
+        1024, ge=0, description="most MiB of remote tensors kept under `home`/cache; the least recently used go"
+    )
+    tensor_cache_hours: float = Field(
+        24.0, ge=0, description="how long a copy of a remote tensor is kept; also of one that another machine purged"
     )
     index: str = Field(
         "auto",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -16,6 +17,18 @@ from elm_agent.errors import SettingsError
 
 _SECRET = re.compile(r"^(key|pass|pwd|sas|credentials?)$|secret|token|passw|access_key|account_key|connection_string")
 _S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 2, "mode": "standard"}}
+
+
+def local_folder(place: str) -> Path | None:
+    """The folder that a path or a ``file://`` URL names; None for any other URL. Raises ``SettingsError``."""
+    scheme, separator, rest = place.partition("://")
+    if not separator:
+        return Path(place)
+    if scheme not in ("file", "local"):
+        return None
+    if not rest.startswith("/"):
+        raise SettingsError(f"tensors {place!r} names no folder of this machine: expected file:///FOLDER")
+    return Path(rest)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
