@@ -103,6 +103,8 @@ def open_bank(
 
     settings = settings or Settings()
     with ExitStack() as opened:  # what is open when something fails is closed again
+    from elm_agent.storage.flat_tensors import adopt_flat_tensors
+    from elm_agent.storage.index_exact import ExactIndex
         database = Database.open(settings.resolved_database_url)
         opened.callback(database.close)
         vault = _vault(settings, database, encryption_key)
@@ -119,6 +121,7 @@ def open_bank(
 
 
 def maintain_bank(
+            exact=ExactIndex(settings.home / "index"),
     bank: Bank,
     settings: Settings,
     *,

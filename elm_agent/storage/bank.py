@@ -7,7 +7,7 @@ commit and may be lost at any time. Knows nothing of models, training or routing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import select
 
 from elm_agent.errors import IndexUnavailable
-from elm_agent.protocols import KeyIndex, Observer, TensorStore, Trained
+from elm_agent.protocols import Observer, TensorStore, Trained
 from elm_agent.records import (
     EventKind,
     Hit,
@@ -58,7 +58,7 @@ class Bank(BankReader):
         exact_limit: int = 20_000,
         index: IndexChoice = "auto",
         durable: FedIndex | None = None,
-        exact: KeyIndex | None = None,
+        exact: ExactIndex | None = None,
         vault: Vault | None = None,
     ) -> None:
         """``index``: 'exact' scans, 'durable' asks ``durable`` and fails without it, 'auto' scans up to
@@ -343,9 +343,19 @@ class Bank(BankReader):
         """Whether a durable index is kept in step with the database: always, unless ``index`` is 'exact'."""
         return self._search.keeps_durable()
 
-    def scrub_indexes(self, namespace: str) -> None:
-        """Leave no byte of a purged vector in the files of an index. Raises ``IndexUnavailable``."""
-        self._search.scrub(namespace)
+    def scrub_indexes(self, namespace: str) -> list[str]:
+        """Leave no byte of a purged vector in the files of an index; names those that cannot promise it.
+
+        Raises ``IndexUnavailable``; then it is to be called again.
+        """
+        return self._search.scrub(namespace)
+
+    def refill_index(self, namespace: str, progress: Callable[[int, int], None] | None = None) -> int:
+        """Feed the durable index from the keys themselves, whatever it holds; how many keys came or went.
+
+        ``progress(keys done, keys in all)``. Raises ``IndexUnavailable``.
+        """
+        return self._search.refill(namespace, progress)
 
     def close(self) -> None:
         """Give the indexes and the database back. The bank cannot be used afterwards."""

@@ -1,18 +1,18 @@
-"""Carries committed changes from the SQL outbox into key indexes, in order. Decides nothing about retrieval.
+"""What key indexes have to learn from the database, in order. Knows no index; see ``feed_exact``, ``feed_durable``.
 
 Every change of a memory raises its namespace's revision under a row lock, so revisions become visible in order
 and without gaps: whoever has applied everything up to R continues at R + 1. An index in this process remembers
-its R in memory, a durable one in the table of watermarks, written after the index has the change.
+its R in memory, a durable one in the table of watermarks, written after the index has the change. Who is behind
+the outbox's floor, where it was pruned, begins anew with the active keys.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from elm_agent.errors import NotFound
@@ -20,18 +20,27 @@ from elm_agent.protocols import IndexEntry, KeyIndex
 from elm_agent.records import KeyKind, MemoryState
 from elm_agent.storage.database import Database
 from elm_agent.storage.rows import unpack
-from elm_agent.storage.schema import KeyRow, MemoryRow, NamespaceRow, OutboxRow, WatermarkRow
+from elm_agent.storage.schema import KeyRow, MemoryRow, NamespaceRow, OutboxRow
 
 BATCH = 500  # revisions, or rows, taken into memory at a time
 
 
 class FedIndex(KeyIndex, Protocol):
-    """A durable index that can say that it lost everything."""
+    """A durable index, which can say that it lost everything.
+
+    ``width_limit``: wider keys are projected, so that their hits are rough; None: there is no limit.
+    """
+
+    width_limit: int | None
 
     @property
-    def rebuilt(self) -> bool: ...
+    def rebuilt(self) -> bool:
+        """Whether it began anew and was not yet acknowledged. Survives a crash. Raises ``IndexUnavailable``."""
+        ...
 
-    def acknowledge_rebuild(self) -> None: ...
+    def acknowledge_rebuild(self) -> None:
+        """The feeder has forgotten how far it had come."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,93 +79,29 @@ def changes_between(session: Session, namespace: str, kind: KeyKind, after: int,
     )
 
 
-class ExactFeed:
-    """Keeps an index of this process at the newest revision; the first use of a key kind loads its active keys."""
-
-    def __init__(self, database: Database, index: KeyIndex) -> None:
-        self._database = database
-        self._index = index
-        self._seen: dict[tuple[str, KeyKind], int] = {}
-        self._lock = threading.Lock()
-
-    def sync(self, namespace: str, kind: KeyKind) -> None:
-        """Afterwards everything that was committed before the call is in the index."""
-        with self._lock, self._database.read() as session:
-            newest = revision_of(session, namespace)  # read first: what is loaded may be newer, never older
-            seen = self._seen.get((namespace, kind))
-            if seen is None:
-                for entries in _active(session, namespace, kind):
-                    self._index.apply(namespace, kind, entries, ())
-            else:
-                for start in range(seen, newest, BATCH):
-                    changes = changes_between(session, namespace, kind, start, min(start + BATCH, newest))
-                    self._index.apply(namespace, kind, changes.upsert, changes.delete)
-            self._seen[namespace, kind] = newest
+def floor_of(session: Session, namespace: str) -> int:
+    """The outbox holds every change after this revision; what it held before may be pruned."""
+    return session.scalar(select(NamespaceRow.outbox_floor).where(NamespaceRow.name == namespace)) or 0
 
 
-class DurableFeed:
-    """Feeds an index that outlives the process. Only the process that owns the index may use it."""
+def active_keys(database: Database, namespace: str, kind: KeyKind) -> Iterator[list[IndexEntry]]:
+    """The keys of all active memories, by id, page by page, each in a transaction of its own.
 
-    def __init__(self, database: Database, index: FedIndex) -> None:
-        self._database = database
-        self._index = index
-        self._lock = threading.Lock()
-
-    def position(self, namespace: str) -> tuple[int, int]:
-        """(watermark, newest revision). Raises ``IndexUnavailable``."""
-        with self._lock:
-            self._notice_rebuild()
-        with self._database.read() as session:
-            newest = revision_of(session, namespace)
-            return self._watermark(session, namespace), newest
-
-    def feed(self, namespace: str, *, batches: int | None = None) -> int:
-        """Apply at most ``batches`` batches (None: all there are), and return how many keys came or went.
-
-        A crash between the index and the watermark repeats a batch, which changes nothing. Raises
-        ``IndexUnavailable``.
-        """
-        applied = done = 0
-        with self._lock:
-            self._notice_rebuild()
-            while (batches is None or done < batches) and (step := self._next(namespace)) is not None:
-                upto, changes = step
-                for kind, change in changes.items():
-                    self._index.apply(namespace, kind, change.upsert, change.delete)
-                    applied += len(change)
-                self._advance(namespace, upto)
-                done += 1
-        return applied
-
-    def _next(self, namespace: str) -> tuple[int, dict[KeyKind, Changes]] | None:
-        with self._database.read() as session:
-            newest, mark = revision_of(session, namespace), self._watermark(session, namespace)
-            if mark >= newest:
-                return None
-            upto = min(mark + BATCH, newest)
-            return upto, {kind: changes_between(session, namespace, kind, mark, upto) for kind in KeyKind}
-
-    def _watermark(self, session: Session, namespace: str) -> int:
-        row = session.get(WatermarkRow, (namespace, self._index.name))
-        return 0 if row is None else row.revision
-
-    def _advance(self, namespace: str, revision: int) -> None:
-        with self._database.write() as session:
-            session.merge(WatermarkRow(namespace=namespace, index_name=self._index.name, revision=revision))
-
-    def _notice_rebuild(self) -> None:
-        if self._index.rebuilt:
-            with self._database.write() as session:
-                session.execute(delete(WatermarkRow).where(WatermarkRow.index_name == self._index.name))
-            self._index.acknowledge_rebuild()
-
-
-def _active(session: Session, namespace: str, kind: KeyKind) -> Iterator[list[IndexEntry]]:
-    """Two plain reads instead of a join, which a PostgreSQL without statistics plans as a loop within a loop."""
-    memories = select(MemoryRow.id).where(
-        MemoryRow.namespace == namespace, MemoryRow.state == MemoryState.ACTIVE.value
-    )
-    active = set(session.scalars(memories))
-    keys = select(KeyRow.memory_id, KeyRow.vector).where(KeyRow.namespace == namespace, KeyRow.kind == kind.value)
-    for found in session.execute(keys, execution_options={"yield_per": BATCH}).partitions():
+    Short ones: a long read would make every writer of an SQLite database wait. A memory that changes meanwhile is
+    in the outbox, after the revision that was the newest before the first page. Two plain reads instead of a join,
+    which a PostgreSQL without statistics plans as a loop within a loop.
+    """
+    last = ""
+    while True:
+        keys = select(KeyRow.memory_id, KeyRow.vector).where(KeyRow.namespace == namespace, KeyRow.kind == kind.value)
+        page = keys.where(KeyRow.memory_id > last).order_by(KeyRow.memory_id).limit(BATCH)
+        with database.read() as session:
+            found = session.execute(page).all()
+            if not found:
+                return
+            states = select(MemoryRow.id, MemoryRow.state).where(
+                MemoryRow.namespace == namespace, MemoryRow.id.in_([memory_id for memory_id, _ in found])
+            )
+            active = {memory_id for memory_id, state in session.execute(states) if state == MemoryState.ACTIVE}
         yield [IndexEntry(memory_id, unpack(vector)) for memory_id, vector in found if memory_id in active]
+        last = found[-1][0]

@@ -22,10 +22,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from elm_agent.errors import ElmError, IndexUnavailable
-from elm_agent.protocols import IndexEntry
+from elm_agent.protocols import IndexCapability, IndexEntry
 from elm_agent.records import Hit, KeyKind, Vector
 from elm_agent.storage.chroma_probe import BROKEN, collection_options, open_client
-from elm_agent.storage.index_exact import check_vector
+from elm_agent.storage.key_table import check_vector
 
 _CHUNK = 1000  # Chroma refuses more than 5,461 rows at once; searches get in between the chunks
 _SLACK = 32  # hits fetched beyond k, so that ties at the border are decided by id
@@ -40,6 +40,10 @@ class ChromaIndex:
     """
 
     name = "chroma"
+    capabilities = frozenset(
+        {IndexCapability.BASE, IndexCapability.DURABLE, IndexCapability.WIDE, IndexCapability.ERASES}
+    )
+    width_limit: int | None = None
 
     def __init__(self, directory: Path, *, probe_seconds: float = 600.0) -> None:
         self.directory = Path(directory).absolute()
@@ -104,6 +108,11 @@ class ChromaIndex:
         with self._open():
             collection = self._collection(namespace, kind)
             return set(collection.get(include=[])["ids"]) if collection is not None else set()
+
+    def scrub(self, namespace: str) -> bool:  # noqa: ARG002  the log, which keeps every deleted vector, is one for all
+        """Begin anew: the only way that leaves nothing. Every namespace has to be fed again (``rebuilt``)."""
+        self.wipe()
+        return True
 
     def wipe(self) -> None:
         """Begin anew with an empty folder; works on a broken one too."""

@@ -1,32 +1,42 @@
-"""Exact nearest keys: one float32 matrix per namespace and key kind, in memory. Knows nothing of files or SQL.
+"""Exact nearest keys: every key of a namespace and kind is scanned. Knows nothing of SQL.
 
-Measured on two cores: 10,000 keys of width 14,336 in 42 ms, 100,000 of width 1,024 in 17 to 39 ms. So this is
-the default, and a derived index pays only far above that.
+With a directory, the bulk of the keys is a snapshot in a file, mapped into memory and shared by all processes, and
+only what changed since lies in this process (see ``snapshots``); without one everything does. Measured on two
+cores: 10,000 keys of width 14,336 in 42 ms, 100,000 of width 1,024 in 17 to 39 ms. So this is the default, and
+another index pays only far above that.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from elm_agent.errors import InputError
-from elm_agent.protocols import IndexEntry
+from elm_agent.protocols import IndexCapability, IndexEntry
 from elm_agent.records import Hit, KeyKind, Vector
+from elm_agent.storage.key_table import KeyTable, check_vector
+from elm_agent.storage.snapshots import Mark, Snapshots
 
-_TIE = 1e-6  # above the float32 rounding of a product of unit vectors
-_CHUNK = 1024  # rows that are widened to float64 at a time
+_KEEP_ABOVE = 1000  # changes worth a new snapshot; below, they are read from SQL in a moment
+_KEEP_SHARE = 0.1  # ... and this part of the keys, so that a large snapshot is not rewritten all the time
 
 
 class ExactIndex:
-    """A ``KeyIndex`` that scans everything, in one process. Upserts apply before deletions."""
+    """A ``KeyIndex`` that scans everything. Upserts apply before deletions.
+
+    ``directory``: where snapshots are kept. Deleting it costs nothing but time. ``keep_above``: how many changes
+    are worth a new snapshot.
+    """
 
     name = "exact"
+    capabilities = frozenset(
+        {IndexCapability.BASE, IndexCapability.EXACT, IndexCapability.WIDE, IndexCapability.ERASES}
+    )
 
-    def __init__(self) -> None:
-        self._tables: dict[tuple[str, KeyKind], _Table] = {}
+    def __init__(self, directory: Path | None = None, *, keep_above: int = _KEEP_ABOVE) -> None:
+        self._snapshots = Snapshots(directory) if directory is not None else None
+        self._keep_above = keep_above
+        self._tables: dict[tuple[str, KeyKind], KeyTable] = {}
         self._lock = threading.RLock()
 
     def apply(self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]) -> None:
@@ -37,7 +47,7 @@ class ExactIndex:
             if table is None:
                 if not entries:
                     return
-                table = _Table(check_vector(entries[0].vector).shape[0])
+                table = KeyTable(check_vector(entries[0].vector).shape[0])
             for entry in entries:
                 check_vector(entry.vector, table.width)
             self._tables[namespace, kind] = table
@@ -50,83 +60,65 @@ class ExactIndex:
         """See ``KeyIndex``. Raises ``InputError`` when the query does not fit the keys."""
         with self._lock:
             table = self._tables.get((namespace, kind))
-            if table is None or not table.ids or k < 1:
+            if table is None or not len(table) or k < 1:
                 return []
             return table.nearest(check_vector(query, table.width), k)
 
     def ids(self, namespace: str, kind: KeyKind) -> set[str]:
         with self._lock:
             table = self._tables.get((namespace, kind))
-            return set(table.ids) if table else set()
+            return set(table.ids()) if table else set()
+
+    def restore(self, namespace: str, kind: KeyKind, trusted: Callable[[Mark], bool]) -> Mark | None:
+        """Begin with the newest snapshot whose mark is ``trusted``; None: there is none, the table is empty."""
+        found = self._snapshots.newest(namespace, kind, trusted) if self._snapshots is not None else None
+        with self._lock:
+            self._tables.pop((namespace, kind), None)
+            if found is not None:
+                self._tables[namespace, kind] = KeyTable(found.keys.shape[1], found.ids, found.keys)
+        return found.mark if found is not None else None
+
+    def due(self, namespace: str, kind: KeyKind) -> bool:
+        """Whether so much has changed since the snapshot that a new one pays."""
+        table = self._tables.get((namespace, kind))
+        if self._snapshots is None or table is None or not len(table):
+            return False
+        return table.changes > max(self._keep_above, _KEEP_SHARE * len(table))
+
+    def keep(self, namespace: str, kind: KeyKind, mark: Mark, current: Callable[[], bool]) -> None:
+        """Write a snapshot of what is here, which is the state at ``mark``, and go on from it.
+
+        ``current``: asked under the lock that ``scrub`` takes too; False: nothing is written after all.
+        """
+        with self._lock:
+            table = self._tables.get((namespace, kind))
+            if self._snapshots is None or table is None or not len(table):
+                return
+            ids = list(table.ids())
+            written = self._snapshots.write(namespace, kind, mark, ids, table.rows(), table.width, current)
+            if written is not None:
+                self._tables[namespace, kind] = KeyTable(table.width, written.ids, written.keys)
+
+    def scrub(self, namespace: str) -> bool:
+        """Delete the snapshots of the namespace and forget its keys: both are made anew at the next search."""
+        with self._lock:
+            for kind in KeyKind:
+                self._tables.pop((namespace, kind), None)
+            if self._snapshots is not None:
+                self._snapshots.scrub(namespace)
+        return True
 
     def wipe(self) -> None:
+        """Forget every key and delete every snapshot."""
+        with self._lock:
+            self._tables.clear()
+            if self._snapshots is not None:
+                self._snapshots.wipe()
+
+    def close(self) -> None:
+        """Let go of everything in memory; snapshots stay."""
         with self._lock:
             self._tables.clear()
 
-    def close(self) -> None:
-        self.wipe()
 
-
-class _Table:
-    """Rows ``0 .. len(ids) - 1`` of ``rows`` are in use; row r belongs to ``ids[r]``."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-        self.rows: NDArray[np.float32] = np.empty((16, width), dtype=np.float32)
-        self.ids: list[str] = []
-        self.row_of: dict[str, int] = {}
-
-    def put(self, memory_id: str, vector: Vector) -> None:
-        row = self.row_of.get(memory_id)
-        if row is None:
-            row = len(self.ids)
-            if row == len(self.rows):
-                self.rows = np.concatenate([self.rows, np.empty_like(self.rows)])
-            self.ids.append(memory_id)
-            self.row_of[memory_id] = row
-        self.rows[row] = vector
-
-    def remove(self, memory_id: str) -> None:
-        """The last row takes the place of the removed one."""
-        row = self.row_of.pop(memory_id, None)
-        if row is None:
-            return
-        last_id = self.ids.pop()
-        if last_id != memory_id:
-            self.rows[row] = self.rows[len(self.ids)]
-            self.ids[row] = last_id
-            self.row_of[last_id] = row
-
-    def nearest(self, query: Vector, k: int) -> list[Hit]:
-        count = len(self.ids)
-        scores = self.rows[:count] @ query
-        if k < count:
-            # all that could tie with the k-th, so that ties are decided by id and not by luck
-            border = np.partition(scores, count - k)[count - k] - _TIE
-            picked = np.flatnonzero(scores >= border)
-        else:
-            picked = np.arange(count)
-        hits = [Hit(self.ids[r], s) for r, s in zip(picked, self._exact(picked, query), strict=True)]
-        hits.sort(key=lambda hit: (-hit.similarity, hit.memory_id))
-        return hits[:k]
-
-    def _exact(self, picked: NDArray[np.intp], query: Vector) -> list[float]:
-        """Scores in float64, each row summed the same way: equal rows get equal scores wherever they lie."""
-        wide = query.astype(np.float64)
-        scores: list[float] = []
-        for start in range(0, len(picked), _CHUNK):
-            rows = self.rows[picked[start : start + _CHUNK]].astype(np.float64)
-            scores.extend(float(score) for score in (rows * wide).sum(axis=1).clip(-1.0, 1.0))
-        return scores
-
-
-def check_vector(vector: Vector, width: int | None = None) -> Vector:
-    """The vector, or ``InputError`` unless it is float32, (width,), finite and of unit length."""
-    if vector.dtype != np.float32 or vector.ndim != 1 or vector.shape[0] == 0:
-        raise InputError(f"a key is a float32 vector; got {vector.dtype} of shape {vector.shape}")
-    if width is not None and vector.shape[0] != width:
-        raise InputError(f"keys here have width {width}; got {vector.shape[0]}: was it made by another model?")
-    length = float(np.linalg.norm(vector))
-    if not abs(length - 1.0) < 1e-3:  # also catches NaN
-        raise InputError(f"a key has unit length; got {length:.6g}")
-    return vector
+__all__ = ["ExactIndex", "check_vector"]

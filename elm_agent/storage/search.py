@@ -14,7 +14,7 @@ from elm_agent.protocols import IndexCapability
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest, utcnow
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import FedIndex, changes_between, revision_of
-from elm_agent.storage.feed_durable import DurableFeed, Progress
+from elm_agent.storage.feed_durable import DurableFeed, Progress, fed_indexes
 from elm_agent.storage.feed_exact import ExactFeed
 from elm_agent.storage.index_exact import ExactIndex
 from elm_agent.storage.rows import unpack
@@ -82,15 +82,24 @@ class Search:
     def scrub(self, namespace: str) -> list[str]:
         """Remove what deleted keys left in the files of indexes; to be called after the deletion's commit.
 
-        Returns the names of indexes that cannot promise it (see ``IndexCapability.ERASES``). Raises
-        ``IndexUnavailable`` when an index cannot be reached; then call it again later.
+        Returns the names of indexes that may still hold them: those that cannot promise it (see
+        ``IndexCapability.ERASES``), and those that were once fed from this bank and are not in use here.
+
+        Raises:
+            IndexUnavailable: the index in use cannot be reached, or is open in its owner only; call it again there.
         """
         self._exact_feed.scrub(namespace)
-        if not self.keeps_durable():
-            return []
-        durable, feed = self._open_durable()
-        feed.scrub(namespace)
-        return [] if IndexCapability.ERASES in durable.capabilities else [durable.name]
+        fed = set(fed_indexes(self._database, namespace))
+        if self._durable is None or self._durable_feed is None:
+            if fed and self.keeps_durable():
+                raise IndexUnavailable(
+                    f"the index {', '.join(sorted(fed))} may still hold deleted keys and is not open in this "
+                    "process: run `elm-agent doctor --repair` in its owner"
+                )
+            return sorted(fed)
+        self._durable_feed.scrub(namespace)
+        unsure = fed - {self._durable.name}
+        return sorted(unsure if IndexCapability.ERASES in self._durable.capabilities else fed | {self._durable.name})
 
     def keeps_durable(self) -> bool:
         """Whether the durable index is fed at all."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from elm_agent.errors import InputError, TensorCorrupt, TensorMissing
-from elm_agent.protocols import IndexEntry, Observer, TensorCapability
+from elm_agent.protocols import IndexCapability, IndexEntry, Observer, TensorCapability
 from elm_agent.records import Hit, KeyKind, Vector
 from elm_agent.settings import check_namespace
 
@@ -93,6 +93,9 @@ class MemoryIndex:
     """A ``KeyIndex`` written the slow, obvious way: one product per key, then a sort."""
 
     name = "memory"
+    capabilities = frozenset(
+        {IndexCapability.BASE, IndexCapability.EXACT, IndexCapability.WIDE, IndexCapability.ERASES}
+    )
 
     def __init__(self) -> None:
         self._keys: dict[tuple[str, KeyKind], dict[str, Vector]] = {}
@@ -120,6 +123,9 @@ class MemoryIndex:
     def ids(self, namespace: str, kind: KeyKind) -> set[str]:
         with self._lock:
             return set(self._keys.get((namespace, kind), {}))
+
+    def scrub(self, namespace: str) -> bool:  # noqa: ARG002  what is deleted is nowhere
+        return False
 
     def wipe(self) -> None:
         with self._lock:

@@ -26,6 +26,7 @@ class Durable(ExactIndex):
     """The durable index's contract, in memory, with a switch that turns it off."""
 
     name = "durable"
+    width_limit: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
