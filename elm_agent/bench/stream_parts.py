@@ -29,8 +29,8 @@ def parts_of(runtime: Runtime, *, observe: Observer, context: RunContext | None 
     graph = build_graph(runtime)
     namespace = runtime.settings.namespace
 
-    def answer(question: str) -> Mapping[str, Any]:
-        result: Mapping[str, Any] = graph.invoke({"question": question}, context=context)
+    def answer(question: str, subject: str | None) -> Mapping[str, Any]:
+        result: Mapping[str, Any] = graph.invoke({"question": question, "subject": subject}, context=context)
         return result
 
     def settle(use_id: str, outcome: UseOutcome) -> None:

@@ -24,12 +24,12 @@ ANSWERED, FAILED = "answered", "failed"
 class StreamParts:
     """What a stream needs of a runtime.
 
-    ``answer`` maps a question to the graph's output; ``equivalent`` compares two answers; ``settle`` records
-    what a use led to; ``learn`` waits until a job is over and tells how it went. Without ``learn`` the stream
-    does not wait.
+    ``answer`` maps a question, and whose it is, to the graph's output; ``equivalent`` compares two answers;
+    ``settle`` records what a use led to; ``learn`` waits until a job is over and tells how it went. Without
+    ``learn`` the stream does not wait.
     """
 
-    answer: Callable[[str], Mapping[str, Any]]
+    answer: Callable[[str, str | None], Mapping[str, Any]]
     equivalent: Callable[[str, str], bool]
     settle: Callable[[str, UseOutcome], None]
     learn: Callable[[str], Mapping[str, Any]] | None = None
@@ -141,7 +141,7 @@ def _digest(line: Line) -> str | None:
 def _answered(line: Line, question: str, parts: StreamParts) -> dict[str, Any]:
     started = time.perf_counter()
     try:
-        result = parts.answer(question)
+        result = parts.answer(question, line.subject)
     except (InputError, TaskError) as error:
         return _failed(line, str(error))
     seconds = round(time.perf_counter() - started, 4)

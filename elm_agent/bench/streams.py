@@ -120,16 +120,21 @@ class Line:
     number: int  # from 1, as editors count
     question: str | None
     reference: str | None = None
+    subject: str | None = None  # whose question it is
     fault: str | None = None
 
 
 def read_questions(
-    path: str | os.PathLike[str], *, question_field: str = "question", answer_field: str = "answer"
+    path: str | os.PathLike[str],
+    *,
+    question_field: str = "question",
+    answer_field: str = "answer",
+    subject_field: str = "subject",
 ) -> Iterator[Line]:
     """The lines of a JSONL file, one JSON object each; blank lines are skipped but counted.
 
     A line that is not UTF-8, not JSON or lacks a usable field becomes a ``Line`` with a ``fault``; the rest goes
-    on. The reference is optional: text, a number, or absent.
+    on. The reference is optional: text, a number, or absent; so is the subject, a text.
 
     Raises:
         InputError: the file is not there or cannot be read.
@@ -138,21 +143,21 @@ def read_questions(
     if not file.is_file():
         what = "is not a file" if file.exists() else "does not exist"
         raise InputError(f"question file {str(file)!r} {what}: expected a file of JSON objects, one a line")
-    return _lines(file, question_field, answer_field)
+    return _lines(file, (question_field, answer_field, subject_field))
 
 
-def _lines(file: Path, question_field: str, answer_field: str) -> Iterator[Line]:
+def _lines(file: Path, fields: tuple[str, str, str]) -> Iterator[Line]:
     try:
         with file.open("rb") as lines:
             for number, raw in enumerate(lines, 1):
                 raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 if raw.strip():
-                    yield _parse(number, raw, question_field, answer_field)
+                    yield _parse(number, raw, fields)
     except OSError as error:
         raise InputError(f"question file {str(file)!r} cannot be read: {error.strerror}") from None
 
 
-def _parse(number: int, raw: bytes, question_field: str, answer_field: str) -> Line:
+def _parse(number: int, raw: bytes, fields: tuple[str, str, str]) -> Line:
     try:
         record = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -163,11 +168,16 @@ def _parse(number: int, raw: bytes, question_field: str, answer_field: str) -> L
         return Line(number, None, fault=f"line {number} is not JSON: {error}")
     if not isinstance(record, dict):
         return Line(number, None, fault=f"line {number} is a JSON {_kind(record)}: expected an object")
-    question, reference = record.get(question_field), record.get(answer_field)
-    fault = _question_fault(record, question_field) or _reference_fault(reference, answer_field)
+    question_field, answer_field, subject_field = fields
+    question, reference, subject = (record.get(field) for field in fields)
+    fault = (
+        _question_fault(record, question_field)
+        or _reference_fault(reference, answer_field)
+        or _subject_fault(subject, subject_field)
+    )
     if fault:
         return Line(number, None, fault=f"line {number}: {fault}")
-    return Line(number, question, None if reference is None else str(reference))
+    return Line(number, question, None if reference is None else str(reference), subject)
 
 
 def _question_fault(record: dict[str, Any], field: str) -> str | None:
@@ -187,6 +197,14 @@ def _reference_fault(reference: object, field: str) -> str | None:
     if reference is None or (isinstance(reference, int | float) and not isinstance(reference, bool)):
         return None
     return f"field {field!r} is a {_kind(reference)}: expected text or a number"
+
+
+def _subject_fault(subject: object, field: str) -> str | None:
+    if subject is None:
+        return None
+    if not isinstance(subject, str):
+        return f"field {field!r} is a {_kind(subject)}: expected text"
+    return _text_fault(subject, field) if subject.strip() else f"field {field!r} is blank"
 
 
 def _text_fault(text: str, field: str) -> str | None:

@@ -16,7 +16,22 @@ import typer
 from typer.core import TyperGroup
 
 from elm_agent import __version__
-from elm_agent.cli import ask, audit, config, demo, doctor, encryption, jobs, keys, memories, models, run, worker
+from elm_agent.cli import (
+    ask,
+    audit,
+    config,
+    demo,
+    doctor,
+    encryption,
+    forget,
+    jobs,
+    keys,
+    maintain,
+    memories,
+    models,
+    run,
+    worker,
+)
 from elm_agent.cli.options import Shared, shared
 from elm_agent.cli.output import clean, to_json
 from elm_agent.errors import ElmError
@@ -150,6 +165,8 @@ app.command("run")(shared(run.run))
 app.command("worker")(shared(worker.worker))
 app.add_typer(jobs.app)
 app.add_typer(memories.app)
+app.command("maintain")(shared(maintain.maintain))
+app.command("forget")(shared(forget.forget))
 app.add_typer(audit.app)
 app.add_typer(encryption.app)
 app.add_typer(keys.app)

@@ -23,6 +23,10 @@ def ask(
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="The question; - reads it from standard input.")
     ],
+    subject: Annotated[
+        str | None,
+        typer.Option("--subject", metavar="NAME", help="Whose question it is; `forget --subject NAME` erases it."),
+    ] = None,
     learn: Annotated[
         bool | None, typer.Option("--learn/--no-learn", help="Queue a learning job, or not.", show_default=False)
     ] = None,
@@ -39,7 +43,7 @@ def ask(
     out = options.output()
     overrides = {} if learn is None else {"learn": learn}
     with opened_runtime(options, worker={"mode": "thread" if wait else "external"}, **overrides) as runtime:
-        result = _answer(out, runtime, text, events=events)
+        result = _answer(out, runtime, text, subject, events=events)
         learned = not (wait and result["job_id"]) or _wait(out, runtime, result["job_id"])
     return 0 if learned else JobError.exit_code
 
@@ -57,11 +61,12 @@ def usable_question(text: str) -> str:
     return text.strip()
 
 
-def _answer(out: Output, runtime: Runtime, question: str, *, events: bool) -> Mapping[str, Any]:
+def _answer(out: Output, runtime: Runtime, question: str, subject: str | None, *, events: bool) -> Mapping[str, Any]:
     from elm_agent.integrations.langgraph import build_graph
 
     result: Mapping[str, Any] = {}
-    parts: Any = build_graph(runtime).stream({"question": question}, stream_mode=["custom", "values"])
+    asked = {"question": question, "subject": subject}
+    parts: Any = build_graph(runtime).stream(asked, stream_mode=["custom", "values"])  # type: ignore[call-overload]
     for mode, part in parts:
         if mode == "values":
             result = part

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elm_agent.cli.confirm import agreed
 from elm_agent.cli.lineage import show_lineage
+from elm_agent.cli.maintain import show_exports
 from elm_agent.cli.opening import opened_bank
 from elm_agent.cli.options import Shared, group, shared
-from elm_agent.cli.output import short, when
+from elm_agent.cli.output import Output, short, when
 from elm_agent.records import MemoryState
 
 if TYPE_CHECKING:
     from elm_agent.records import MemoryRecord
 
-app = group("memories", "Look at memories; pin, evict and restore them.")
+app = group("memories", "Look at memories; review, pin, evict, restore and purge them.")
 
 ACTOR = "command line"
 MemoryId = Annotated[str, typer.Argument(metavar="ID", help="Id of the memory (mem_...).")]
+MemoryIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of memories (mem_...).")]
 Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")]
+
+
+class Review(StrEnum):
+    """What a person said of a memory."""
+
+    KEEP = "keep"
+    QUARANTINE = "quarantine"
 
 
 @app.command("list")
@@ -27,20 +38,39 @@ Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Wh
 def list_(
     options: Shared,
     state: Annotated[MemoryState | None, typer.Option("--state", help="Only memories in this state.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where", metavar="EXPR", help="Only those it is true for, such as 'uses > 9 and utility < 0'."
+        ),
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option("--subject", metavar="NAME", help="Only those of this subject's experience.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Skip so many.")] = 0,
 ) -> None:
     """List the memories of the namespace, newest first."""
     out = options.output()
+    from elm_agent.memory.listing import matching
+
     with opened_bank(options) as opened:
-        found = opened.bank.memories(opened.namespace, state=state, limit=limit, offset=offset)
+        if where is None and subject is None:
+            found = opened.bank.memories(opened.namespace, state=state, limit=limit, offset=offset)
+        else:
+            of = {"where": where, "subject": subject, "state": state, "limit": limit, "offset": offset}
+            found = matching(opened.bank, opened.namespace, **of)  # type: ignore[arg-type]
     if out.json:
         out.document(found)
     elif not found:
         out.say(f"no memories in namespace {opened.namespace!r}")
     else:
-        columns = ("id", "state", "pinned", "uses", "fixed", "broken", "vote share", "created", "question")
-        out.table(columns, (_row(memory) for memory in found))
+        _list(out, found)
+
+
+def _list(out: Output, found: list[MemoryRecord]) -> None:
+    columns = ("id", "state", "pinned", "uses", "fixed", "broken", "vote share", "created", "question")
+    out.table(columns, (_row(memory) for memory in found))
 
 
 def _row(memory: MemoryRecord) -> tuple[Any, ...]:
@@ -87,7 +117,7 @@ def pin(options: Shared, memory_id: MemoryId) -> None:
     """Protect a memory from eviction."""
     with opened_bank(options) as opened:
         memory = opened.bank.pin(opened.namespace, memory_id, True, actor=ACTOR)
-    _changed(options, memory, "pinned")
+    _changed(options, [memory], "pinned")
 
 
 @app.command()
@@ -96,34 +126,83 @@ def unpin(options: Shared, memory_id: MemoryId) -> None:
     """Take the protection away."""
     with opened_bank(options) as opened:
         memory = opened.bank.pin(opened.namespace, memory_id, False, actor=ACTOR)
-    _changed(options, memory, "unpinned")
+    _changed(options, [memory], "unpinned")
 
 
 @app.command()
 @shared
-def evict(options: Shared, memory_id: MemoryId, reason: Reason = None) -> None:
-    """Retire a memory: it is not retrieved any more, and can be restored."""
-    _transition(options, memory_id, MemoryState.RETIRED, reason, "evicted")
+def evict(options: Shared, memory_ids: MemoryIds, reason: Reason = None) -> None:
+    """Retire memories: they are not retrieved any more, and can be restored."""
+    _transition(options, memory_ids, MemoryState.RETIRED, reason, "evicted")
 
 
 @app.command()
 @shared
-def restore(options: Shared, memory_id: MemoryId, reason: Reason = None) -> None:
-    """Make a candidate, quarantined or retired memory active again."""
-    _transition(options, memory_id, MemoryState.ACTIVE, reason, "restored")
+def restore(options: Shared, memory_ids: MemoryIds, reason: Reason = None) -> None:
+    """Make candidate, quarantined or retired memories active again."""
+    _transition(options, memory_ids, MemoryState.ACTIVE, reason, "restored")
 
 
-def _transition(options: Shared, memory_id: str, to: MemoryState, reason: str | None, verb: str) -> None:
+@app.command()
+@shared
+def review(
+    options: Shared,
+    memory_id: MemoryId,
+    verdict: Annotated[Review, typer.Option("--verdict", help="keep: it is fine; quarantine: it must not serve.")],
+    note: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Why; kept in the history.")] = None,
+) -> None:
+    """Note in the history that a person looked at a memory, and take it out of service if it is harmful."""
     with opened_bank(options) as opened:
-        memory = opened.bank.transition(opened.namespace, memory_id, to, actor=ACTOR, reason=reason)
-    _changed(options, memory, verb)
+        bank, where = opened.bank, (opened.namespace, memory_id)
+        memory = bank.review(*where, actor=ACTOR, verdict=verdict.value, note=note)
+        if verdict is Review.QUARANTINE:
+            memory = bank.transition(*where, MemoryState.QUARANTINED, actor=ACTOR, reason=note or "by a review")
+    _changed(options, [memory], "reviewed")
 
 
-def _changed(options: Shared, memory: MemoryRecord, verb: str) -> None:
+@app.command()
+@shared
+def purge(
+    options: Shared,
+    memory_ids: MemoryIds,
+    reason: Reason = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without the question.")] = False,
+) -> None:
+    """Remove memories for good: rows, episodes, uses, keys, tensors, caches. Only a tombstone is left.
+
+    First it shows what would go; then it asks, or does it with --yes.
+    """
+    out = options.output()
+    with opened_bank(options, owns_index=True) as opened:
+        bank, namespace = opened.bank, opened.namespace
+        doomed = [bank.memory(namespace, memory_id) for memory_id in memory_ids]
+        if not (yes or out.json):
+            _list(out, doomed)
+        report = None
+        if agreed(out, f"Purge {len(doomed)} memories for good?", yes=yes):
+            report = bank.purge(namespace, memory_ids, actor=ACTOR, reason=reason)
+    if out.json:
+        out.document(report if report is not None else {"dry_run": True, "memory_ids": memory_ids})
+    elif report is not None:
+        out.say(f"purged {len(report.memory_ids)} memories with {report.uses} uses and {report.jobs} jobs")
+        show_exports(out, report.exports)
+
+
+def _transition(options: Shared, memory_ids: list[str], to: MemoryState, reason: str | None, verb: str) -> None:
+    with opened_bank(options) as opened:
+        changed = [
+            opened.bank.transition(opened.namespace, memory_id, to, actor=ACTOR, reason=reason)
+            for memory_id in memory_ids
+        ]
+    _changed(options, changed, verb)
+
+
+def _changed(options: Shared, changed: list[MemoryRecord], verb: str) -> None:
+    """As JSON one memory is an object, several are a list."""
     out = options.output()
     if out.json:
-        out.document(memory)
-    else:
+        out.document(changed[0] if len(changed) == 1 else changed)
+    for memory in changed:
         out.say(f"{verb} {memory.id}: {memory.state}, {short(memory.question)}")
 
 
@@ -140,6 +219,8 @@ def _tell(options: Shared, memory: MemoryRecord) -> None:
         "prompt": f"{memory.virtual_tokens} x {memory.width}, {memory.tensor_digest}",
         "model": f"{memory.model.name} ({memory.model.id})",
         "recipe": f"{recipe.parameterisation}, {recipe.objective}, {recipe.steps} x {recipe.rollouts} rollouts",
+        "from": memory.origin if memory.subject is None else f"{memory.origin}, subject {memory.subject}",
+        "valid until": when(memory.valid_until),
         "made by": f"elm_agent {memory.library_version}, job {memory.job_id}",
         "created": when(memory.created_at),
         "changed": when(memory.updated_at),

@@ -28,14 +28,14 @@ class OpenBank:
 
 
 @contextmanager
-def opened_bank(shared: Shared) -> Iterator[OpenBank]:
-    """The bank, without a model.
+def opened_bank(shared: Shared, *, owns_index: bool = False) -> Iterator[OpenBank]:
+    """The bank, without a model. ``owns_index``: see ``open_bank``; a purge cleans the index as well.
 
     Raises:
         NotFound: there is no bank, or the namespace is not in it. Looking at a bank never makes one.
     """
     settings = shared.load()
-    with whole_bank(settings, owns_index=False) as bank:
+    with whole_bank(settings, owns_index=owns_index) as bank:
         known = [info.name for info in bank.namespaces()]
         if settings.namespace not in known:
             there = ", ".join(known[:10]) or "none yet"

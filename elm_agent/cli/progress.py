@@ -39,7 +39,7 @@ def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]
 
 
 @contextmanager
-def stream_bar(out: Output, total: int, done: int) -> Iterator[Advance]:
+def stream_bar(out: Output, total: int | None, done: int) -> Iterator[Advance]:
     """A function to tell (lines finished since the last call, a few words about the current one)."""
     from rich.progress import (
         BarColumn,

@@ -32,6 +32,9 @@ def run(
     answer_field: Annotated[
         str, typer.Option("--answer-field", metavar="NAME", help="Holds the reference answer, where there is one.")
     ] = "answer",
+    subject_field: Annotated[
+        str, typer.Option("--subject-field", metavar="NAME", help="Holds whose question it is, where there is one.")
+    ] = "subject",
     learn: Annotated[
         bool | None,
         typer.Option(
@@ -48,7 +51,8 @@ def run(
     from elm_agent.bench.stream_run import pending, record_faults, summarise
     from elm_agent.bench.streams import read_questions
 
-    lines = list(read_questions(file, question_field=question_field, answer_field=answer_field))
+    fields = {"question_field": question_field, "answer_field": answer_field, "subject_field": subject_field}
+    lines = list(read_questions(file, **fields))
     where = out or file.with_suffix(".results.jsonl")
     if where.exists() and where.samefile(file):
         raise InputError(f"{where} is the input itself: name another results file with --out")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LONGEST_SUBJECT = 500  # characters
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
@@ -42,6 +44,19 @@ def check_question(question: object) -> str:
     if "\x00" in question or any("\ud800" <= letter <= "\udfff" for letter in question):
         raise InputError("the question is not UTF-8 text without NUL characters: it holds what no database stores")
     return question
+
+
+def check_subject(subject: object) -> str | None:
+    """The name of whose experience this is, or None; an ``InputError`` when it is not a text that can be stored."""
+    if subject is None:
+        return None
+    if not isinstance(subject, str):
+        raise InputError(f"a subject is a text; got {type(subject).__name__}")
+    if not subject.strip() or len(subject) > LONGEST_SUBJECT:
+        raise InputError(f"a subject has 1 to {LONGEST_SUBJECT} characters; got {len(subject.strip())}")
+    if "\x00" in subject or any("\ud800" <= letter <= "\udfff" for letter in subject):
+        raise InputError("the subject is not UTF-8 text without NUL characters: it holds what no database stores")
+    return subject
 
 
 def ask(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ class Recall:
     """What was found. ``prompt`` is None when nothing was; then ``reason`` says why and ``failed`` whose fault."""
 
     memory_id: str | None = None
+    namespace: str | None = None  # where the memory lives: one's own, or a shared one
     similarity: float | None = None  # cosine
     prompt: SoftPrompt | None = None
     reason: str | None = None
@@ -34,6 +36,7 @@ def recall(
     bank: Bank,
     model: LanguageModel,
     namespace: str,
+    shared: Sequence[str] = (),
     kind: KeyKind = KeyKind.INPUT,
     top_k: int = 1,
     min_similarity: float = -1.0,
@@ -42,7 +45,8 @@ def recall(
     """The nearest usable memory of ``question`` (METHOD section 2), its prompt in the bank's cache.
 
     Looks at the ``top_k`` nearest and takes the first whose tensor can be read. Abstains when the nearest is
-    below ``min_similarity``, a threshold of ours that the paper does not have.
+    below ``min_similarity``, a threshold of ours that the paper does not have. Namespaces of ``shared`` are searched
+    beside one's own.
 
     Raises:
         IndexUnavailable, StorageError: the bank cannot be asked at all.
@@ -53,6 +57,7 @@ def recall(
         kind,
         model.query(question, kind),
         top_k,
+        shared=shared,
         exclude_question=question if exclude_same_question else None,
     )
     if not hits:
@@ -67,17 +72,23 @@ def recall(
     passed_over = []
     for hit in near:
         try:
-            prompt = bank.prompt(namespace, hit.memory_id)
+            prompt = bank.prompt(hit.namespace, hit.memory_id)
         except (TensorMissing, TensorCorrupt, NotFound) as error:
             logger.warning("memory %s is unusable: %s", hit.memory_id, error)
             passed_over.append(f"memory {hit.memory_id} is unusable: {error}")
             continue
         return Recall(
             memory_id=hit.memory_id,
+            namespace=hit.namespace,
             similarity=hit.similarity,
             prompt=prompt,
             reason="; ".join(passed_over) or None,
         )
+    best = near[0]
     return Recall(
-        memory_id=near[0].memory_id, similarity=near[0].similarity, reason="; ".join(passed_over), failed=True
+        memory_id=best.memory_id,
+        namespace=best.namespace,
+        similarity=best.similarity,
+        reason="; ".join(passed_over),
+        failed=True,
     )

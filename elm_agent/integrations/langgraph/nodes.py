@@ -32,10 +32,11 @@ def retrieve_memory(runtime: Runtime, state: State) -> Update:
         InputError: the question is not a text or is blank, or the run's context is unusable.
     """
     question = check_question(state.get("question"))
-    options = resolve_options(get_runtime(RunContext).context, runtime.settings)
+    options = resolve_options(get_runtime(RunContext).context, runtime.settings, subject=state.get("subject"))
     update: Update = {
         "options": options,
         "memory_id": None,
+        "memory_namespace": None,
         "similarity": None,
         "memory_failed": False,
         "memory_note": None,
@@ -50,6 +51,7 @@ def retrieve_memory(runtime: Runtime, state: State) -> Update:
             bank=runtime.bank,
             model=runtime.model,
             namespace=options["namespace"],
+            shared=runtime.shared(options["namespace"]),
             kind=runtime.settings.retrieval.key,
             top_k=runtime.settings.retrieval.top_k,
             min_similarity=options["min_similarity"],
@@ -60,6 +62,7 @@ def retrieve_memory(runtime: Runtime, state: State) -> Update:
     else:
         update |= {
             "memory_id": found.memory_id,
+            "memory_namespace": found.namespace,
             "similarity": found.similarity,
             "memory_failed": found.failed,
             "memory_note": found.reason,
@@ -68,6 +71,7 @@ def retrieve_memory(runtime: Runtime, state: State) -> Update:
         "elm.retrieved",
         namespace=options["namespace"],
         memory_id=update["memory_id"],
+        memory_namespace=update["memory_namespace"],
         similarity=update["similarity"],
         failed=update["memory_failed"],
         reason=update["memory_note"],
@@ -91,12 +95,13 @@ def begin_zero_shot(runtime: Runtime, state: State) -> Future[Generation]:
 def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation]:
     """Queue the row with the memory before it."""
     assert state["memory_id"] is not None
+    assert state["memory_namespace"] is not None
     return ask(
         state["question"],
         model=runtime.model,
         task=runtime.task,
         max_new_tokens=runtime.settings.max_new_tokens,
-        prefix=runtime.bank.prompt(state["options"]["namespace"], state["memory_id"]),
+        prefix=runtime.bank.prompt(state["memory_namespace"], state["memory_id"]),
     )
 
 
@@ -187,6 +192,7 @@ def _enqueue(runtime: Runtime, state: State) -> str:
         model_id=runtime.model.fingerprint.id,
         recipe=runtime.recipe,
         max_attempts=runtime.settings.worker.max_attempts,
+        subject=state["options"]["subject"],
     )
     _emit("elm.consolidation.queued", job_id=job.id, created=created, state=job.state.value)
     if job.state is JobState.QUEUED:
@@ -202,6 +208,8 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
         id=state["use_id"],
         namespace=state["options"]["namespace"],
         memory_id=state["memory_id"],
+        memory_namespace=state["memory_namespace"] or state["options"]["namespace"],
+        subject=state["options"]["subject"],
         question=state["question"],
         similarity=state["similarity"] or 0.0,
         key_kind=runtime.settings.retrieval.key,

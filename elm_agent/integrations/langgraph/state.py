@@ -6,16 +6,18 @@ Tensors, models and connections are bound to the nodes when the graph is built a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from elm_agent.errors import InputError
+from elm_agent.memory.answering import check_subject
 from elm_agent.settings import Settings, check_namespace
 
 
 class Question(TypedDict):
-    """Input."""
+    """Input. ``subject``: whose experience this is, so that it can be forgotten; wins over that of the context."""
 
     question: str
+    subject: NotRequired[str | None]
 
 
 class RunContext(TypedDict, total=False):
@@ -25,6 +27,7 @@ class RunContext(TypedDict, total=False):
     learn: bool
     min_similarity: float
     exclude_same_question: bool
+    subject: str | None
 
 
 class CandidateState(TypedDict):
@@ -57,6 +60,7 @@ class Answer(TypedDict):
     reason: str | None
     candidates: Candidates
     memory_id: str | None
+    memory_namespace: str | None  # where the memory lives: one's own namespace, or a shared one
     similarity: float | None
     use_id: str | None  # to settle with ``bank.settle_use`` once the right answer is known
     job_id: str | None
@@ -69,6 +73,7 @@ class Options(TypedDict):
     learn: bool
     min_similarity: float
     exclude_same_question: bool
+    subject: str | None
 
 
 class State(Question, Answer):
@@ -81,8 +86,8 @@ class State(Question, Answer):
     zero_shot_candidate: CandidateState | None
 
 
-def resolve_options(context: object, settings: Settings) -> Options:
-    """The options of a run.
+def resolve_options(context: object, settings: Settings, *, subject: object = None) -> Options:
+    """The options of a run. ``subject``: that of the input, which wins over the context's.
 
     Inside another graph the context is the parent's and may be anything: only these keys of a mapping count.
 
@@ -94,6 +99,7 @@ def resolve_options(context: object, settings: Settings) -> Options:
         "learn": settings.learn,
         "min_similarity": settings.retrieval.min_similarity,
         "exclude_same_question": settings.retrieval.exclude_same_question,
+        "subject": None,
     }
     if isinstance(context, Mapping):
         options |= {key: context[key] for key in options if key in context}
@@ -106,9 +112,15 @@ def resolve_options(context: object, settings: Settings) -> Options:
             raise InputError(f"context {key!r} is true or false; got {options[key]!r:.80}")
     if not isinstance(options["namespace"], str):
         raise InputError(f"context 'namespace' is a name; got {options['namespace']!r:.80}")
+    if subject is not None:
+        options["subject"] = subject
+    namespace = check_namespace(options["namespace"])
+    if namespace in settings.shared_namespaces:
+        raise InputError(f"namespace {namespace!r} is shared here, so it is only read: name one of your own")
     return Options(
-        namespace=check_namespace(options["namespace"]),
+        namespace=namespace,
         learn=options["learn"],
         min_similarity=float(similarity),
         exclude_same_question=options["exclude_same_question"],
+        subject=check_subject(options["subject"]),
     )

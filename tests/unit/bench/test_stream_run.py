@@ -25,7 +25,8 @@ class World:
         self.log: list[tuple[Any, ...]] = []
         self.stop_at = stop_at
 
-    def answer(self, question: str) -> Mapping[str, Any]:
+    def answer(self, question: str, subject: str | None) -> Mapping[str, Any]:
+        assert subject is None
         if question == self.stop_at:
             raise StorageError("the bank is gone")
         if question == "too long":
