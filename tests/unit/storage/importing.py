@@ -1,0 +1,40 @@
+"""An import in a process of its own, that can be killed at the nth time it reaches a step of ``Bank.adopt``."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from elm_agent.storage import packs
+from elm_agent.storage.bank import Bank
+from elm_agent.storage.database import Database
+from elm_agent.storage.tensors import LocalTensors
+
+
+def start(
+    url: str, tensors: Path, pack: Path, *, batch: int, kill: tuple[str, int] | None = None
+) -> ForkServerProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch"])
+    process = context.Process(target=_import, args=(url, tensors, pack, batch, kill))
+    process.start()
+    return process
+
+
+def _import(url: str, tensors: Path, pack: Path, batch: int, kill: tuple[str, int] | None) -> None:
+    packs.BATCH = batch
+    reached = 0
+
+    def observe(step: str, _detail: dict[str, Any]) -> None:
+        nonlocal reached
+        reached += kill is not None and step == kill[0]
+        if kill is not None and step == kill[0] and reached == kill[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    bank = Bank(Database.open(url, busy_seconds=30), LocalTensors(tensors), index="exact")
+    packs.import_pack(bank, "target", pack, actor="importer", observe=observe)
+    bank.close()
