@@ -87,9 +87,9 @@ class Crew:
         self.hopeless = False
         self._opening = opening
         self._wanted = {name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount}
-        self._class = ray.remote(Learner).options(
+        self._class = ray.remote(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, max_concurrency=4
-        )
+        )(Learner)
         self._strategy: Strategy = strategy
         self._most = most
         self._place_seconds = place_seconds
