@@ -138,6 +138,7 @@ class MemoryRow(Base):
         Index("ix_memories_content", "namespace", "content_digest"),
         Index("ix_memories_subject", "namespace", "subject"),
         Index("ix_memories_question", "namespace", "question_digest"),
+        Index("ix_memories_episode", "namespace", "episode_id"),  # a purge would read the whole namespace
     )
 
     namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
@@ -172,7 +173,10 @@ class KeyRow(Base):
     """One retrieval key of one memory: unit length, ``vector`` holds ``width`` little-endian float32."""
 
     __tablename__ = "memory_keys"
-    __table_args__ = (ForeignKeyConstraint(["namespace", "memory_id"], ["memories.namespace", "memories.id"]),)
+    __table_args__ = (
+        ForeignKeyConstraint(["namespace", "memory_id"], ["memories.namespace", "memories.id"]),
+        Index("ix_memory_keys_memory", "namespace", "memory_id"),
+    )
 
     namespace: Mapped[str] = mapped_column(Name, primary_key=True)
     kind: Mapped[str] = mapped_column(Word, primary_key=True)
@@ -278,6 +282,7 @@ class OutboxRow(Base):
     """One change that every index of ``kind`` has to make: the memory's key comes in, or goes out."""
 
     __tablename__ = "outbox"
+    __table_args__ = (Index("ix_outbox_memory", "namespace", "memory_id"),)
 
     namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
     revision: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)

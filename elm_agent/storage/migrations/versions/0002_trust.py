@@ -41,6 +41,9 @@ def upgrade() -> None:
     op.create_index("ix_memories_tensor", "memories", ["namespace", "tensor_digest"])
     op.create_index("ix_memories_subject", "memories", ["namespace", "subject"])
     op.create_index("ix_memories_question", "memories", ["namespace", "question_digest"])
+    op.create_index("ix_memories_episode", "memories", ["namespace", "episode_id"])
+    op.create_index("ix_memory_keys_memory", "memory_keys", ["namespace", "memory_id"])
+    op.create_index("ix_outbox_memory", "outbox", ["namespace", "memory_id"])
 
     op.add_column("jobs", sa.Column("subject", sa.Text(), nullable=True))
     op.create_index("ix_jobs_memory", "jobs", ["namespace", "memory_id"])
@@ -98,8 +101,10 @@ def downgrade() -> None:
     for index in ("ix_jobs_subject", "ix_jobs_memory"):
         op.drop_index(index, "jobs")
     op.drop_column("jobs", "subject")
-    for index in ("ix_memories_content", "ix_memories_question", "ix_memories_subject", "ix_memories_tensor"):
-        op.drop_index(index, "memories")
+    op.drop_index("ix_outbox_memory", "outbox")
+    op.drop_index("ix_memory_keys_memory", "memory_keys")
+    for index in ("content", "episode", "question", "subject", "tensor"):
+        op.drop_index(f"ix_memories_{index}", "memories")
     op.create_index("ix_memories_tensor", "memories", ["tensor_digest"])
     for name in ("content_digest", "state_since", "valid_until", "origin", "subject"):
         op.drop_column("memories", name)
