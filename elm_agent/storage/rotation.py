@@ -222,7 +222,7 @@ class _Rotation:
             return False
         try:
             with session.no_autoflush:
-                table.reseal(row, self.vault)
+                table.reseal(row, self.vault, self.version)
         except VaultLocked:
             raise
         except StorageError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from elm_agent.errors import ElmError
 from elm_agent.records import (
     Episode,
     EventKind,
@@ -26,10 +29,31 @@ from elm_agent.records import (
     UseRecord,
     Vector,
 )
+from elm_agent.storage.faults import Damaged
 from elm_agent.storage.schema import EpisodeRow, EventRow, JobRow, MemoryRow, NamespaceRow, UseRow
 from elm_agent.storage.vault import Vault
 
 _SEALED = "sealed"
+
+Row = TypeVar("Row")
+Record = TypeVar("Record")
+P = ParamSpec("P")
+
+
+def _whole(convert: Callable[Concatenate[Row, P], Record]) -> Callable[Concatenate[Row, P], Record]:
+    """Turn whatever a damaged row leads to into ``Damaged``."""
+
+    @wraps(convert)
+    def checked(row: Row, /, *args: P.args, **options: P.kwargs) -> Record:
+        try:
+            return convert(row, *args, **options)
+        except ElmError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            where = f"a row of {getattr(row, '__tablename__', '?')} of namespace {getattr(row, 'namespace', '?')!r}"
+            raise Damaged(f"{where} is damaged ({type(error).__name__}: {str(error)[:100]})") from error
+
+    return checked
 
 
 def fingerprint_of(row: NamespaceRow) -> ModelFingerprint:
@@ -38,6 +62,7 @@ def fingerprint_of(row: NamespaceRow) -> ModelFingerprint:
     )
 
 
+@_whole
 def memory_record(row: MemoryRow, vault: Vault, uses: int, fixed: int, broken: int) -> MemoryRecord:
     return MemoryRecord(
         **_columns(
@@ -54,6 +79,7 @@ def memory_record(row: MemoryRow, vault: Vault, uses: int, fixed: int, broken: i
     )
 
 
+@_whole
 def episode_record(row: EpisodeRow, vault: Vault) -> Episode:
     return Episode(
         **_columns(row, Episode, skip={"curve", "rollouts", "question", "majority_answer"}),
@@ -75,6 +101,7 @@ def episode_row(episode: Episode, vault: Vault) -> EpisodeRow:
     return EpisodeRow(**plain | texts)
 
 
+@_whole
 def job_record(row: JobRow, vault: Vault) -> JobRecord:
     return JobRecord(
         **_columns(row, JobRecord, skip={"state", "recipe", "progress", "question", "reason"}),
@@ -89,6 +116,7 @@ def job_record(row: JobRow, vault: Vault) -> JobRecord:
 _USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer")
 
 
+@_whole
 def use_record(row: UseRow, vault: Vault) -> UseRecord:
     texts = {name: opened(vault, row.namespace, getattr(row, name)) for name in _USE_TEXTS}
     return UseRecord(
@@ -110,6 +138,7 @@ def use_values(use: UseRecord, vault: Vault) -> dict[str, Any]:
     return asdict(use) | texts | home
 
 
+@_whole
 def event_record(row: EventRow, vault: Vault) -> EventRecord:
     note = opened(vault, row.namespace, row.note)
     return EventRecord(**_columns(row, EventRecord, skip={"kind", "note"}), kind=EventKind(row.kind), note=note)
@@ -133,10 +162,14 @@ def sealed_json(vault: Vault, namespace: str, value: Any) -> Any:
 
 
 def opened_json(vault: Vault, namespace: str, value: Any) -> Any:
+    hidden = sealed_text(value)
+    return json.loads(vault.open(namespace, hidden)) if hidden else value
+
+
+def sealed_text(value: Any) -> str:
+    """The sealed text that stands for a list or dict; empty when it is not sealed."""
     only = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if isinstance(only, dict) and only.keys() == {_SEALED}:
-        return json.loads(vault.open(namespace, only[_SEALED]))
-    return value
+    return str(only[_SEALED]) if isinstance(only, dict) and only.keys() == {_SEALED} else ""
 
 
 def pack(vector: Vector) -> bytes:
@@ -145,7 +178,11 @@ def pack(vector: Vector) -> bytes:
 
 
 def unpack(data: bytes) -> Vector:
-    return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    """Raises ``Damaged`` for what is no vector."""
+    try:
+        return np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    except (ValueError, TypeError) as error:
+        raise Damaged(f"a key is damaged: {error}; run `elm-agent doctor --repair`") from error
 
 
 def _columns(row: object, record: type, *, skip: set[str]) -> dict[str, Any]:

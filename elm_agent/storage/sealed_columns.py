@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Text, and_, cast, func, not_, or_, select
 from sqlalchemy.orm import Session
 
-from elm_agent.storage.rows import opened_json, sealed_json
+from elm_agent.storage.rows import opened_json, sealed_json, sealed_text
 from elm_agent.storage.schema import EpisodeRow, EventRow, JobRow, MemoryRow, UseRow
 from elm_agent.storage.vault import SEALED_TEXT, Vault
 
@@ -53,15 +53,19 @@ class SealedTable:
         columns = (*self.texts, *self.documents)
         return or_(*(not_(self._sealed(name, version)) for name in columns), *self._not_blinded())
 
-    def reseal(self, row: Any, vault: Vault) -> None:
-        """Seal and blind all content of a row anew. Raises ``StorageError`` when it cannot be opened."""
+    def reseal(self, row: Any, vault: Vault, version: int) -> None:
+        """Seal anew what is not under ``version``, the vault's newest key, and blind what is not blinded.
+
+        Raises ``StorageError`` when something cannot be opened; the row is then as it was.
+        """
         namespace = row.namespace
         fresh: dict[str, Any] = {}
         for name in self.texts:
-            if (text := getattr(row, name)) is not None:
+            if (text := getattr(row, name)) is not None and not text.startswith(f"{SEALED_TEXT}{version}:"):
                 fresh[name] = vault.seal(namespace, vault.open(namespace, text))
         for name in self.documents:
-            if (value := getattr(row, name)) not in ({}, []):
+            value = getattr(row, name)
+            if value and not sealed_text(value).startswith(f"{SEALED_TEXT}{version}:"):
                 fresh[name] = sealed_json(vault, namespace, opened_json(vault, namespace, value))
         for name in self.blinded:
             if (text := getattr(row, name)) is not None and not text.startswith(_BLINDED[:-1]):
