@@ -29,6 +29,7 @@ from elm_agent.cli import (
     maintain,
     memories,
     models,
+    packs,
     run,
     worker,
 )
@@ -167,6 +168,8 @@ app.add_typer(jobs.app)
 app.add_typer(memories.app)
 app.command("maintain")(shared(maintain.maintain))
 app.command("forget")(shared(forget.forget))
+app.command("export")(shared(packs.export))
+app.command("import")(shared(packs.import_))
 app.add_typer(audit.app)
 app.add_typer(encryption.app)
 app.add_typer(keys.app)

@@ -44,15 +44,15 @@ def opened_bank(shared: Shared, *, owns_index: bool = False) -> Iterator[OpenBan
 
 
 @contextmanager
-def whole_bank(settings: Settings, *, owns_index: bool) -> Iterator[Bank]:
-    """All namespaces of the bank, without a model. ``owns_index``: see ``open_bank``.
+def whole_bank(settings: Settings, *, owns_index: bool, make: bool = False) -> Iterator[Bank]:
+    """All namespaces of the bank, without a model. ``owns_index``: see ``open_bank``; ``make``: if there is none.
 
     Raises:
         NotFound: there is no bank.
     """
     one_line_logs()
     file = Path(settings.resolved_database_url.removeprefix("sqlite:///"))
-    if settings.database_url is None and not file.exists():
+    if settings.database_url is None and not make and not file.exists():
         raise NotFound(f"there is no bank in {settings.home}: `elm-agent ask` makes one, --home names another")
     from elm_agent.runtime import open_bank
 
