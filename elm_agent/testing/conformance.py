@@ -21,9 +21,18 @@ import pytest
 from elm_agent.errors import InputError
 from elm_agent.protocols import IndexEntry, KeyIndex
 from elm_agent.records import KeyKind, Vector
+from elm_agent.testing.conformance_jobs import ExecutorCapability, JobExecutorSuite
+from elm_agent.testing.database_suite import DatabaseCapability, DatabaseSuite
 from elm_agent.testing.tensor_suite import TensorStoreSuite
 
-__all__ = ["KeyIndexSuite", "TensorStoreSuite"]
+__all__ = [
+    "DatabaseCapability",
+    "DatabaseSuite",
+    "ExecutorCapability",
+    "JobExecutorSuite",
+    "KeyIndexSuite",
+    "TensorStoreSuite",
+]
 
 INPUT, KV = KeyKind.INPUT, KeyKind.KV
 
