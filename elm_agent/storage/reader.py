@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from elm_agent.errors import InputError
+from elm_agent.errors import InputError, TensorMissing
 from elm_agent.protocols import TensorStore
 from elm_agent.records import (
     Episode,
@@ -98,19 +98,32 @@ class BankReader:
 
         Raises ``NotFound``, ``TensorMissing`` or ``TensorCorrupt``.
         """
-        from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
-
-        with self.database.read() as session:
-            memory = ledger.find_memory(session, namespace, memory_id)
+        memory = self._memory_row(namespace, memory_id)
         name = (namespace, memory_id, memory.tensor_digest)
         with self._lock:
             if (known := self._prompts.get(name)) is not None:
                 self._prompts.move_to_end(name)
                 return known
+        try:
+            return self._load_prompt(memory)
+        except TensorMissing:
+            again = self._memory_row(namespace, memory_id)
+            if again.tensor_digest == memory.tensor_digest:
+                raise
+            return self._load_prompt(again)  # it was sealed anew by a rotation of keys, just now
+
+    def _memory_row(self, namespace: str, memory_id: str) -> MemoryRow:
+        with self.database.read() as session:
+            return ledger.find_memory(session, namespace, memory_id)
+
+    def _load_prompt(self, memory: MemoryRow) -> SoftPrompt:
+        from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
+
+        namespace, memory_id = memory.namespace, memory.id
         data = self.vault.open_bytes(namespace, self.tensors.get(namespace, memory.tensor_digest))
         prompt = from_bytes(data, shape=(memory.virtual_tokens, memory.width), memory_id=memory_id)
         with self._lock:
-            self._prompts[name] = prompt
+            self._prompts[namespace, memory_id, memory.tensor_digest] = prompt
             while len(self._prompts) > _PROMPTS:
                 self._prompts.popitem(last=False)
         return prompt
