@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from elm_agent.errors import InputError, SettingsError
-from elm_agent.protocols import JobRunner, LanguageModel, Observer, Task, Trainer, Verifier
+from elm_agent.errors import InputError, ModelMismatch, NotFound, SettingsError
+from elm_agent.protocols import JobRunner, LanguageModel, Observer, Task, TensorStore, Trainer, Verifier
 from elm_agent.records import Candidate, KeyKind, Recipe
 from elm_agent.settings import Settings, load_settings
 
@@ -65,6 +65,10 @@ class Runtime:
                 self.bank.bind(namespace, self.model.fingerprint)
                 self._bound.add(namespace)
 
+    def shared(self, namespace: str) -> tuple[str, ...]:
+        """The namespaces that are read beside ``namespace``, itself left out."""
+        return tuple(name for name in self.settings.shared_namespaces if name != namespace)
+
     def worker(self, *, concurrency: int = 1, observe: Observer | None = None) -> Worker:
         """A worker on this runtime's model and bank, for a process of its own (``elm-agent worker``)."""
         return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, concurrency, observe)
@@ -99,29 +103,56 @@ def open_bank(
     """
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.database import Database
+    from elm_agent.storage.flat_tensors import adopt_flat_tensors
+    from elm_agent.storage.index_exact import ExactIndex
     from elm_agent.storage.tensors import LocalTensors
 
     settings = settings or Settings()
     with ExitStack() as opened:  # what is open when something fails is closed again
-    from elm_agent.storage.flat_tensors import adopt_flat_tensors
-    from elm_agent.storage.index_exact import ExactIndex
         database = Database.open(settings.resolved_database_url)
         opened.callback(database.close)
+        tensors = open_tensors(settings)
+        if isinstance(tensors, LocalTensors):
+            adopt_flat_tensors(database, tensors)
         vault = _vault(settings, database, encryption_key)
         bank = Bank(
             database,
-            LocalTensors(Path(settings.resolved_tensors)),
+            tensors,
             exact_limit=settings.exact_limit,
             index=_index_choice(settings),
             durable=_durable_index(settings, owns_index),
+            exact=ExactIndex(settings.home / "index"),
             vault=vault,
         )
         opened.pop_all()  # from here on the bank closes it
         return bank
 
 
+def open_tensors(settings: Settings) -> TensorStore:
+    """The store of tensors that ``settings`` name: a local folder, or any file system that fsspec knows.
+
+    Raises:
+        SettingsError: the URL is not usable, a package is missing, or an option looks like a secret.
+    """
+    from elm_agent.storage.tensor_cache import TensorCache
+    from elm_agent.storage.tensor_urls import local_folder
+    from elm_agent.storage.tensors import LocalTensors
+    from elm_agent.storage.tensors_fsspec import FsspecTensors
+
+    folder = local_folder(settings.resolved_tensors)
+    if folder is not None:
+        if settings.tensor_options:
+            raise SettingsError("tensor_options are for a file system's URL, but tensors is a folder: leave them out")
+        return LocalTensors(folder)
+    cache = TensorCache(
+        settings.home / "cache" / "tensors",
+        max_bytes=settings.tensor_cache_mb << 20,
+        max_age_seconds=settings.tensor_cache_hours * 3600,
+    )
+    return FsspecTensors(settings.resolved_tensors, options=settings.tensor_options, cache=cache)
+
+
 def maintain_bank(
-            exact=ExactIndex(settings.home / "index"),
     bank: Bank,
     settings: Settings,
     *,
@@ -218,6 +249,7 @@ def open_runtime(
         trainer_for, tasks = _trainers(model, task, trainer)
         judge = _verifier(settings, model, task, verifier)
         bank.bind(settings.namespace, model.fingerprint)
+        _check_shared(settings, bank, model)
         runner = _runner(settings, _worker(settings, bank, model, trainer_for, tasks, 1, observe))
         opened.callback(runner.stop)
         runner.start()
@@ -246,6 +278,11 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError(
             f"verification.prm_path is set, but verification.verifier is {judge.verifier!r}: set it to 'prm', "
             "or leave the path out"
+        )
+    if settings.namespace in settings.shared_namespaces:
+        raise SettingsError(
+            f"namespace {settings.namespace!r} is also one of shared_namespaces, which are only read: take it out of "
+            "them"
         )
     if worker.heartbeat_seconds >= worker.lease_seconds:
         raise SettingsError(
@@ -300,6 +337,19 @@ def _check_model(settings: Settings, model: LanguageModel) -> None:
         )
     if settings.retrieval.key is KeyKind.KV:
         model.query("kv", KeyKind.KV)  # a model without such keys says so here, not at the first question
+
+
+def _check_shared(settings: Settings, bank: Bank, model: LanguageModel) -> None:
+    """A shared namespace is there and of the same model, or every question would fail on it."""
+    models = {info.name: info.model for info in bank.namespaces()} if settings.shared_namespaces else {}
+    for name in settings.shared_namespaces:
+        if name not in models:
+            raise NotFound(f"shared namespace {name!r} is not in this bank: learn or import something into it first")
+        if models[name].id != model.fingerprint.id:
+            raise ModelMismatch(
+                f"shared namespace {name!r} was made for model {models[name].name!r}, got "
+                f"{model.fingerprint.name!r}: memories fit one model only; take it out of `shared_namespaces`"
+            )
 
 
 def _task(settings: Settings) -> Task:
