@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import s3
 from postgres import NoServer, fresh_database, temporary_cluster
+from ray_nodes import RayNodes, ray_nodes
 
 from elm_agent.models.pull import is_pulled
 
@@ -55,3 +56,11 @@ def s3_server() -> Iterator[s3.S3Server]:
                 yield server
         except s3.NoServer as error:
             pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayNodes]:
+    """A Ray cluster for this session; a test that loses nodes puts two back with ``keep(2)``."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'elm-agent[ray]'")
+    with ray_nodes() as nodes:
+        yield nodes
