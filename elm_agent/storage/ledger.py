@@ -128,7 +128,10 @@ class Change:
     def tell_indexes(self, memory_id: str, *, present: bool) -> None:
         """Work for every index, at the revision of the last event."""
         name = self.namespace.name
-        keys = select(KeyRow.kind).where(KeyRow.namespace == name, KeyRow.memory_id == memory_id)
+        every = [kind.value for kind in KeyKind]  # named, so that the primary key finds them
+        keys = select(KeyRow.kind).where(
+            KeyRow.namespace == name, KeyRow.kind.in_(every), KeyRow.memory_id == memory_id
+        )
         at = {"namespace": name, "revision": self.namespace.revision, "memory_id": memory_id}
         for n, key_kind in enumerate(sorted(self.session.scalars(keys))):
             self.session.add(OutboxRow(**at, n=n, kind=KeyKind(key_kind).value, present=present))

@@ -158,6 +158,8 @@ def _remove(change: Change, memory_id: str, reason: str | None) -> tuple[int, in
     detail = {"state": memory.state, "tensor_digest": memory.tensor_digest}
     change.append(EventKind.PURGED, memory_id, detail, text=reason)
     session.flush()
+    # older work for the indexes goes first: without a range of revisions the index over memories finds it
+    session.execute(delete(OutboxRow).where(OutboxRow.namespace == namespace, OutboxRow.memory_id == memory_id))
     change.tell_indexes(memory_id, present=False)
     session.add(
         TombstoneRow(
@@ -177,10 +179,6 @@ def _remove(change: Change, memory_id: str, reason: str | None) -> tuple[int, in
     uses = _count(session, delete(UseRow).where(*used))
     jobs = _count(session, delete(JobRow).where(JobRow.namespace == namespace, JobRow.memory_id == memory_id))
     session.execute(delete(KeyRow).where(KeyRow.namespace == namespace, KeyRow.memory_id == memory_id))
-    earlier = OutboxRow.revision < change.namespace.revision
-    session.execute(
-        delete(OutboxRow).where(OutboxRow.namespace == namespace, OutboxRow.memory_id == memory_id, earlier)
-    )
     episode_id = memory.episode_id
     session.delete(memory)
     session.flush()
