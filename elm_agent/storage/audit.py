@@ -7,44 +7,50 @@ that lied do not. Every check is one statement, so a live bank never looks broke
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
-import numpy as np
-from sqlalchemy import ColumnElement, and_, exists, or_, select
+from sqlalchemy import ColumnElement, exists, inspect, or_, select, text
 from sqlalchemy.orm import Session
 
-from elm_agent.records import JobState, KeyKind, MemoryState
+from elm_agent.records import JobState
+from elm_agent.storage.findings import Finding, FindingKind
 from elm_agent.storage.jobstate import give_up, take_back
-from elm_agent.storage.rows import unpack
-from elm_agent.storage.schema import EpisodeRow, JobRow, KeyRow, MemoryRow, OutboxRow, UseRow
+from elm_agent.storage.schema import (
+    Base,
+    EpisodeRow,
+    EventRow,
+    JobRow,
+    KeyRow,
+    MemoryRow,
+    OutboxRow,
+    TombstoneRow,
+    UseRow,
+)
+
+_SHOWN = 20  # lines of SQLite's own check; more say no more
 
 
-class FindingKind(StrEnum):
-    """What can be wrong with a bank."""
-
-    ORPHAN_TENSOR = "orphan_tensor"  # no memory names it, and none is about to
-    TEMPORARY_FILE = "temporary_file"  # left by a writer that was killed
-    MISSING_TENSOR = "missing_tensor"
-    ALTERED_TENSOR = "altered_tensor"  # other bytes, shape or dtype than the record says
-    UNREADABLE_TENSOR = "unreadable_tensor"  # the disk refuses; says nothing about the memory
-    MISSING_ENTRY = "missing_entry"  # an active memory that the index does not have
-    SURPLUS_ENTRY = "surplus_entry"  # an indexed id that is no active memory
-    STUCK_JOB = "stuck_job"  # running, its lease long over
-    DANGLING_ROW = "dangling_row"  # a row whose other half is gone
+def damaged_pages(session: Session) -> Iterator[Finding]:
+    """What SQLite finds wrong with its own file. PostgreSQL checks its pages as it reads them."""
+    if session.get_bind().dialect.name != "sqlite":
+        return
+    for (line,) in session.execute(text(f"PRAGMA integrity_check({_SHOWN})")):
+        if line != "ok":
+            yield Finding(FindingKind.DAMAGED_DATABASE, "integrity_check", None, str(line).replace("\n", " ")[:300])
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong. ``action``: what was done about it; None when nothing was."""
-
-    kind: FindingKind
-    subject: str  # id, digest or file name
-    namespace: str | None
-    problem: str
-    action: str | None = None
+def missing_columns(session: Session) -> Iterator[Finding]:
+    """Tables and columns of the newest schema that the database lacks, though it says that it has that schema."""
+    there = inspect(session.connection())
+    tables = set(there.get_table_names())
+    for name, table in Base.metadata.tables.items():
+        columns = {column["name"] for column in there.get_columns(name)} if name in tables else set()
+        if missing := sorted({column.name for column in table.columns} - columns):
+            problem = (
+                f"table {name} has no column {', '.join(missing)}: a migration was half applied, or undone by hand"
+            )
+            yield Finding(FindingKind.OTHER_SCHEMA, name, None, problem)
 
 
 def stuck_jobs(session: Session, *, before: datetime, now: datetime, repair: bool) -> Iterator[Finding]:
@@ -71,20 +77,31 @@ def jobs_without_memory(session: Session, *, now: datetime, repair: bool) -> Ite
 
 def rows_without_memory(session: Session, *, repair: bool) -> Iterator[Finding]:
     """Keys, uses, index work and episodes of memories that are gone. They say nothing any more."""
-    for what, table, subject, memory in (
-        ("a key", KeyRow, KeyRow.memory_id, MemoryRow.id == KeyRow.memory_id),
-        ("a use", UseRow, UseRow.id, MemoryRow.id == UseRow.memory_id),
-        ("index work", OutboxRow, OutboxRow.memory_id, MemoryRow.id == OutboxRow.memory_id),
-        ("an episode", EpisodeRow, EpisodeRow.id, MemoryRow.episode_id == EpisodeRow.id),
-    ):
-        yield from _without(session, what, table, subject, memory, repair)
+    of = MemoryRow.namespace
+    purged = exists().where(
+        TombstoneRow.namespace == OutboxRow.namespace, TombstoneRow.memory_id == OutboxRow.memory_id
+    )
+    told = ~purged | OutboxRow.present  # a deletion that an index has still to hear of
+    key = (of == KeyRow.namespace) & (MemoryRow.id == KeyRow.memory_id)
+    use = (of == UseRow.memory_namespace) & (MemoryRow.id == UseRow.memory_id)
+    work = (of == OutboxRow.namespace) & (MemoryRow.id == OutboxRow.memory_id)
+    episode = (of == EpisodeRow.namespace) & (MemoryRow.episode_id == EpisodeRow.id)
+    yield from _without(session, "a key", KeyRow, KeyRow.memory_id, key, repair)
+    yield from _without(session, "a use", UseRow, UseRow.id, use, repair)
+    yield from _without(session, "index work", OutboxRow, OutboxRow.memory_id, work, repair, told)
+    yield from _without(session, "an episode", EpisodeRow, EpisodeRow.id, episode, repair)
 
 
 def _without(
-    session: Session, what: str, table: Any, subject: Any, memory: ColumnElement[bool], repair: bool
+    session: Session,
+    what: str,
+    table: Any,
+    subject: Any,
+    memory: ColumnElement[bool],
+    repair: bool,
+    *more: ColumnElement[bool],
 ) -> Iterator[Finding]:
-    orphaned = ~exists().where(MemoryRow.namespace == table.namespace, memory)
-    for row in session.scalars(select(table).where(orphaned)).all():
+    for row in session.scalars(select(table).where(~exists().where(memory), *more)).all():
         problem = f"{what} of a memory that is gone"
         if repair:
             session.delete(row)
@@ -92,23 +109,21 @@ def _without(
         yield Finding(FindingKind.DANGLING_ROW, name, row.namespace, problem, "deleted" if repair else None)
 
 
-def incomplete_memories(session: Session) -> Iterator[Finding]:
-    """Memories, not yet quarantined, without their episode or a usable input key."""
-    usable = MemoryRow.state != MemoryState.QUARANTINED
-    episode = exists().where(EpisodeRow.namespace == MemoryRow.namespace, EpisodeRow.id == MemoryRow.episode_id)
-    of_memory = and_(KeyRow.namespace == MemoryRow.namespace, KeyRow.memory_id == MemoryRow.id)
-    key = exists().where(of_memory, KeyRow.kind == KeyKind.INPUT.value)
-    where = MemoryRow.namespace, MemoryRow.id
-    for namespace, memory_id in session.execute(select(*where).where(usable, ~episode)).all():
-        yield Finding(FindingKind.DANGLING_ROW, memory_id, namespace, "a memory without its episode")
-    for namespace, memory_id in session.execute(select(*where).where(usable, ~key)).all():
-        yield Finding(FindingKind.DANGLING_ROW, memory_id, namespace, "a memory without its input key")
-    keys = select(*where, KeyRow.kind, KeyRow.width, KeyRow.vector).join(KeyRow, of_memory).where(usable)
-    for namespace, memory_id, kind, width, vector in session.execute(keys):
-        if not _is_unit(vector, width):
-            problem = f"its {kind} key is not a unit vector of width {width}"
-            yield Finding(FindingKind.DANGLING_ROW, memory_id, namespace, problem)
+def notes_of_purged(session: Session, *, repair: bool) -> Iterator[Finding]:
+    """Free text about memories that were purged since."""
+    of = (EventRow.namespace == TombstoneRow.namespace) & (EventRow.memory_id == TombstoneRow.memory_id)
+    older = (EventRow.revision < TombstoneRow.revision) & (EventRow.note.is_not(None) | EventRow.salt.is_not(None))
+    for event in session.scalars(select(EventRow).join(TombstoneRow, of).where(older)).all():
+        if repair:
+            event.note = event.salt = None
+        problem = f"event {event.revision} still has a note about a memory that was purged"
+        action = "the note was erased" if repair else None
+        yield Finding(FindingKind.UNPURGED, str(event.memory_id), event.namespace, problem, action)
 
 
-def _is_unit(data: bytes, width: int) -> bool:
-    return len(data) == 4 * width and abs(float(np.linalg.norm(unpack(data))) - 1.0) < 1e-3
+def future_events(session: Session, *, after: datetime) -> Iterator[Finding]:
+    """Events with a time after ``after``: the clock of a machine is ahead, or this one's was set back."""
+    query = select(EventRow.namespace, EventRow.revision, EventRow.created_at).where(EventRow.created_at > after)
+    for namespace, revision, created_at in session.execute(query.order_by(EventRow.namespace, EventRow.revision)):
+        problem = f"event {revision} is from {created_at:%Y-%m-%d %H:%M:%S} UTC, which is to come: check the clocks"
+        yield Finding(FindingKind.FUTURE_EVENT, str(revision), namespace, problem)

@@ -37,6 +37,7 @@ from elm_agent.storage.index_exact import ExactIndex
 from elm_agent.storage.jobs import JobQueue, Lease, fenced
 from elm_agent.storage.jobstate import finish
 from elm_agent.storage.ledger import Change
+from elm_agent.storage.proofs import record_proof
 from elm_agent.storage.purge import Forgotten, PurgeReport
 from elm_agent.storage.reader import BankReader, NamespaceInfo, read_record
 from elm_agent.storage.schema import MemoryRow, NamespaceRow
@@ -152,9 +153,17 @@ class Bank(BankReader):
             )
             session.add(memory)
             session.flush()
-            session.add_all(publish.new_keys(session, memory, trained.keys))
+            keys = publish.new_keys(session, memory, trained.keys)
+            session.add_all(keys)
             change = Change(session, owner, lease.owner, now, self.vault)
-            change.note(EventKind.CREATED, memory, {"job_id": lease.job.id, "tensor_digest": digest})
+            proof = record_proof(
+                episode,
+                prompt=plain,
+                keys=[(key.kind, key.vector) for key in keys],
+                model=memory.model,
+                recipe=memory.recipe,
+            )
+            change.note(EventKind.CREATED, memory, {"job_id": lease.job.id, "tensor_digest": digest}, text=proof)
             gated = {"state": state.value, "vote_share": trained.final.vote_share}
             change.note(EventKind.GATED, memory, gated, text=reason)
             if state == MemoryState.ACTIVE:

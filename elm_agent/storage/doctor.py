@@ -1,14 +1,16 @@
 """Does everything that a bank keeps agree with everything else? Finds, and mends what can be proven.
 
 The database is the truth: a tensor that no row names is rubbish, a memory whose tensor is gone or altered is
-quarantined, an index is fed again. Safe while the bank is in use: what could be a publication in flight is young
-and left alone, and stuck jobs are taken back first, so that no paused worker can publish what was collected.
+quarantined, an index is fed again, an interrupted purge is finished. Above the rows stands the ledger: a memory that
+is not what its chain bears witness to is quarantined; a broken chain can only be said. Safe while the bank is in use:
+what could be a publication in flight is young and left alone, and stuck jobs are taken back first, so that no paused
+worker can publish what was collected.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,20 +18,33 @@ from datetime import datetime, timedelta
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from elm_agent.errors import IndexUnavailable, StorageError, TensorCorrupt, TensorMissing
-from elm_agent.records import KeyKind, MemoryState, utcnow
-from elm_agent.storage import audit
-from elm_agent.storage.audit import Finding, FindingKind
+from elm_agent.errors import BankMoved, IndexUnavailable, NotFound, StorageError, TensorMissing, VaultLocked
+from elm_agent.records import MemoryState, utcnow
+from elm_agent.storage import audit, audit_contents, audit_index, audit_purges, chain
+from elm_agent.storage.audit_memories import MemoryAudit
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.feed import FedIndex
-from elm_agent.storage.schema import EpisodeRow, JobRow, KeyRow, MemoryRow, OutboxRow, UseRow, WatermarkRow
+from elm_agent.storage.findings import Finding, FindingKind
+from elm_agent.storage.schema import (
+    EpisodeRow,
+    JobRow,
+    KeyRow,
+    MemoryRow,
+    NamespaceRow,
+    OutboxRow,
+    UseRow,
+)
 
 __all__ = ["Finding", "FindingKind", "Report", "examine"]
 
 ACTOR = "doctor"
 STUCK_SECONDS = 300.0  # a lease that has been over for so long; a live worker would have taken the job over
 GRACE_SECONDS = 3600.0  # a tensor lies unnamed for milliseconds while it is published; this is far beyond
-_REBUILD_ABOVE = 100  # wrong entries of an index; beyond this it is wiped and fed as a whole
+PURGE_SECONDS = 300.0  # a purge cleans its files in the seconds after its commit
+CLOCK_SECONDS = 300.0  # by which clocks of several machines may differ
+_UNTOUCHED = frozenset({FindingKind.UNREADABLE_TENSOR, FindingKind.DAMAGED_ROW})  # nothing proven about the memory
+
+Progress = Callable[[str, int, int], None]
+"""``progress(what is being checked, done, in all)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,97 +66,147 @@ class Report:
         return tuple(finding for finding in self.findings if finding.action is None)
 
 
-def examine(bank: Bank, *, repair: bool = False, now: datetime | None = None) -> Report:
-    """Check jobs, rows, tensors, files and the durable index of every namespace; with ``repair`` mend them.
+def examine(
+    bank: Bank, *, repair: bool = False, now: datetime | None = None, progress: Progress | None = None
+) -> Report:
+    """Check database, jobs, rows, ledger, memories, tensors, files and indexes; with ``repair`` mend them.
 
     ``now``: judge ages as if it were this time (aware); by default the clock of the database and of the files.
-    The in-memory exact index is not checked: every process makes its own from the rows.
 
     Raises:
         StorageError: the database or the folder of tensors cannot be used at all.
     """
-    visit = _Visit(bank, repair, now)
-    visit.jobs()  # first: see the module
-    visit.rows()
-    visit.memories()
-    visit.tensors()
-    visit.index()
+    visit = _Visit(bank, repair, now, progress or (lambda _what, _done, _total: None))
+    if visit.database():  # nothing can be concluded from the rows of a damaged file
+        visit.jobs()  # before tensors: see the module
+        visit.rows()
+        visit.purged()
+        visit.ledger()
+        visit.memories()
+        visit.contents()
+        visit.tensors()
+        visit.index()
     return Report(tuple(visit.findings), dict(visit.checked), tuple(visit.skipped))
 
 
 class _Visit:
-    def __init__(self, bank: Bank, repair: bool, now: datetime | None) -> None:
+    def __init__(self, bank: Bank, repair: bool, now: datetime | None, progress: Progress) -> None:
         self.bank = bank
         self.repair = repair
-        self.now = now
+        self.progress = progress
+        with bank.database.read() as session:
+            self.now = now or bank.database.now(session)
+            found = session.execute(select(NamespaceRow.name, NamespaceRow.moved_to).order_by(NamespaceRow.name))
+            self.moved = {row.name: row.moved_to for row in found}
         self.grace = GRACE_SECONDS - ((now - utcnow()).total_seconds() if now else 0.0)
         self.findings: list[Finding] = []
-        self.checked: Counter[str] = Counter()
-        self.skipped: list[str] = []
+        self.checked: Counter[str] = Counter(namespaces=len(self.moved))
+        self.skipped = [
+            f"repairs in namespace {name!r}: it was moved to {to}" for name, to in self.moved.items() if to and repair
+        ]
 
     # --- the database -----------------------------------------------------------------------------------
 
+    def database(self) -> bool:
+        """Whether its rows can be believed."""
+        self.progress("database", 0, 1)
+        with self.bank.database.read() as session:
+            self.findings += audit.missing_columns(session)
+            self.findings += audit.damaged_pages(session)
+        self.checked["database"] += 1
+        self.progress("database", 1, 1)
+        if self.findings:
+            self.skipped.append("everything else: the database itself is damaged; restore it from a backup")
+        return not self.findings
+
     def jobs(self) -> None:
         with self._session() as session:
-            now = self.now or self.bank.database.now(session)
-            before = now - timedelta(seconds=STUCK_SECONDS)
+            before = self.now - timedelta(seconds=STUCK_SECONDS)
             self.checked["jobs"] += session.scalar(select(func.count()).select_from(JobRow)) or 0
-            self.findings += audit.stuck_jobs(session, before=before, now=now, repair=self.repair)
-            self.findings += audit.jobs_without_memory(session, now=now, repair=self.repair)
+            self.findings += audit.stuck_jobs(session, before=before, now=self.now, repair=self.repair)
+            self.findings += audit.jobs_without_memory(session, now=self.now, repair=self.repair)
 
     def rows(self) -> None:
         with self._session() as session:
             for table in (KeyRow, UseRow, OutboxRow, EpisodeRow):
                 self.checked["rows"] += session.scalar(select(func.count()).select_from(table)) or 0
             self.findings += audit.rows_without_memory(session, repair=self.repair)
-            incomplete = list(audit.incomplete_memories(session))
-        for finding in incomplete:
-            self._quarantine(finding)
+
+    def purged(self) -> None:
+        with self._session() as session:
+            self.findings += audit.notes_of_purged(session, repair=self.repair)
+        before = self.now - timedelta(seconds=PURGE_SECONDS)
+        for finding in list(audit_purges.unpurged(self.bank, self.checked, before=before)):
+            left = finding.kind is FindingKind.EXPORTED_COPY  # a file that somebody else has made his own
+            self.findings.append(finding if left else self._mended(finding, self._purge, "the purge was finished"))
+
+    def _purge(self, finding: Finding) -> None:
+        audit_purges.finish(self.bank, finding, actor=ACTOR)
+
+    def ledger(self) -> None:
+        """Every chain, and the clock that its events were written by."""
+        for namespace in self.moved:
+            try:
+                found = chain.verify(
+                    self.bank.database,
+                    namespace,
+                    vault=self.bank.vault,
+                    progress=lambda done, total: self.progress("events", done, total),
+                )
+            except VaultLocked as error:
+                self.skipped.append(f"the chain of namespace {namespace!r}: {error}")
+                continue
+            except StorageError as error:  # a note or a row that cannot be read
+                self.findings.append(Finding(FindingKind.BROKEN_CHAIN, namespace, namespace, str(error)))
+                continue
+            self.checked["events"] += found.events
+            if found.broken is not None:
+                subject, problem = (
+                    str(found.broken.revision),
+                    f"event {found.broken.revision}: {found.broken.problem}",
+                )
+                self.findings.append(Finding(FindingKind.BROKEN_CHAIN, subject, namespace, problem))
+        with self.bank.database.read() as session:
+            self.findings += audit.future_events(session, after=self.now + timedelta(seconds=CLOCK_SECONDS))
 
     def memories(self) -> None:
-        """Every memory that could be used: is its tensor there, and is it what the record says?"""
-        query = select(MemoryRow).where(MemoryRow.state != MemoryState.QUARANTINED)
+        """Every memory: is it what the ledger says, is its tensor there, and is that what the record says?"""
+        memories = MemoryAudit(self.bank.database, self.bank.tensors, self.bank.vault)
         with self.bank.database.read() as session:
-            memories = session.scalars(query.order_by(MemoryRow.namespace, MemoryRow.id)).all()
-        found = [finding for memory in memories if (finding := self._tensor_of(memory))]
-        self.checked["memories"] += len(memories)
+            total = session.scalar(select(func.count()).select_from(MemoryRow)) or 0
+        found: list[Finding] = []
+        for page in memories.run():
+            found += page
+            self.progress("memories", memories.checked["memories"], total)
+        self.checked += memories.checked
+        if memories.locked:
+            self.skipped.append(f"{memories.locked} memories are sealed: give the bank its key to check them")
         missing = sum(finding.kind is FindingKind.MISSING_TENSOR for finding in found)
-        if missing == len(memories) > 1:  # a folder that is not mounted must not cost the whole bank
+        if missing == memories.checked["memories"] > 1:  # a folder that is not mounted must not cost the whole bank
             self.findings += [
                 replace(finding, problem=f"{finding.problem} (as all others are: is the right folder mounted?)")
                 for finding in found
             ]
             return
         for finding in found:
-            if finding.kind is FindingKind.UNREADABLE_TENSOR:
-                self.findings.append(finding)
-            else:
-                self._quarantine(finding)
-
-    def _tensor_of(self, memory: MemoryRow) -> Finding | None:
-        from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
-
-        try:
-            data = self.bank.tensors.get(memory.namespace, memory.tensor_digest, cached=False)
-            from_bytes(data, shape=(memory.virtual_tokens, memory.width))
-        except TensorMissing as error:
-            kind, problem = FindingKind.MISSING_TENSOR, str(error)
-        except TensorCorrupt as error:
-            kind, problem = FindingKind.ALTERED_TENSOR, str(error)
-        except StorageError as error:
-            kind, problem = FindingKind.UNREADABLE_TENSOR, str(error)
-        else:
-            return None
-        return Finding(kind, memory.id, memory.namespace, problem.removesuffix("; run `elm-agent doctor --repair`"))
+            advice = f"quarantined; when it is whole again, `elm-agent memories restore {finding.subject}`"
+            known = finding.kind not in _UNTOUCHED
+            self.findings.append(self._mended(finding, self._quarantine, advice) if known else finding)
 
     def _quarantine(self, finding: Finding) -> None:
-        if self.repair and finding.namespace is not None:
-            self.bank.transition(
-                finding.namespace, finding.subject, MemoryState.QUARANTINED, actor=ACTOR, reason=finding.problem
-            )
-            advice = f"quarantined; when it is whole again, `elm-agent memories restore {finding.subject}`"
-            finding = replace(finding, action=advice)
-        self.findings.append(finding)
+        assert finding.namespace is not None
+        self.bank.transition(
+            finding.namespace, finding.subject, MemoryState.QUARANTINED, actor=ACTOR, reason=finding.problem
+        )
+
+    def contents(self) -> None:
+        for namespace in self.moved:
+            try:
+                self.findings += audit_contents.unreadable(
+                    self.bank.database, self.bank.vault, namespace, self.checked
+                )
+            except VaultLocked as error:
+                self.skipped.append(f"the texts of namespace {namespace!r}: {error}")
 
     # --- the tensor store -------------------------------------------------------------------------------
 
@@ -151,8 +216,8 @@ class _Visit:
         # listed before the rows are read: what is published meanwhile has a row
         stored = {(namespace, digest) for namespace in store.namespaces() for digest in store.digests(namespace)}
         with self.bank.database.read() as session:
-            rows = session.execute(select(MemoryRow.namespace, MemoryRow.tensor_digest).distinct())
-            named = {(namespace, digest) for namespace, digest in rows}
+            found = session.execute(select(MemoryRow.namespace, MemoryRow.tensor_digest).distinct())
+            named = {(namespace, digest) for namespace, digest in found}
         self.checked["tensors"] += len(stored)
         for namespace, digest in sorted(stored - named):
             self._orphan(namespace, digest)
@@ -180,67 +245,38 @@ class _Visit:
 
     def index(self) -> None:
         index = self.bank.durable
-        served = [info.name for info in self.bank.namespaces() if self.bank.uses_durable()]
-        if index is None or not served:
-            if served:
-                self.skipped.append("the durable index is not open here: examine it in the process that owns it")
+        if not self.bank.uses_durable() or not self.moved:
+            return
+        if index is None:
+            self.skipped.append("the durable index is not open here: examine it in the process that owns it")
             return
         try:
             if self.repair:
                 self.bank.feed()
-            wrong = [finding for namespace in served for finding in self._entries(index, namespace)]
-            self.findings += self._mend_index(index, wrong) if self.repair and wrong else wrong
+            wrong = [
+                finding
+                for name in self.moved
+                for finding in audit_index.wrong_entries(self.bank, index, name, self.checked)
+            ]
+            if wrong and self.repair:
+                wrong = audit_index.mend_entries(self.bank, index, wrong, actor=ACTOR)
+            self.findings += wrong
         except IndexUnavailable as error:
             self.skipped.append(f"the {index.name} index: {error}")
 
-    def _entries(self, index: FedIndex, namespace: str) -> Iterable[Finding]:
-        """Compare the index with the rows; what changed since its watermark is still to be fed, so not wrong."""
-        with self.bank.database.read() as session:
-            row = None if index.rebuilt else session.get(WatermarkRow, (namespace, index.name))
-        mark = row.revision if row else 0
-        for kind in KeyKind:
-            indexed = index.ids(namespace, kind)
-            with self.bank.database.read() as session:
-                active, pending = _active(session, namespace, kind), _pending(session, namespace, kind, mark)
-            self.checked["index entries"] += len(indexed)
-            self.checked["index changes to feed"] += len(pending)
-            for memory_id in sorted(active - indexed - pending):
-                problem = f"an active memory that the {kind} index does not have"
-                yield Finding(FindingKind.MISSING_ENTRY, memory_id, namespace, problem)
-            for memory_id in sorted(indexed - active - pending):
-                problem = f"the {kind} index has an id that is no active memory"
-                yield Finding(FindingKind.SURPLUS_ENTRY, memory_id, namespace, problem)
+    # --- repairs ----------------------------------------------------------------------------------------
 
-    def _mend_index(self, index: FedIndex, wrong: list[Finding]) -> list[Finding]:
-        if len(wrong) > _REBUILD_ABOVE:
-            index.wipe()
-            self.bank.feed()
-            return [replace(finding, action="the whole index was fed anew") for finding in wrong]
-        memories = {(finding.namespace, finding.subject) for finding in wrong}
-        with self.bank.database.read() as session:
-            known = {pair for pair in memories if session.get(MemoryRow, pair) is not None}
-        for namespace, memory_id in sorted((ns, memory) for ns, memory in memories if ns is not None):
-            # the entry goes first, of either kind; the outbox then brings back what belongs there, in order
-            for kind in KeyKind:
-                index.apply(namespace, kind, [], [memory_id])
-            if (namespace, memory_id) in known:
-                self.bank.repaired(namespace, memory_id, actor=ACTOR, detail={"index": index.name})
-        self.bank.feed()
-        actions = {True: "told the index again", False: "deleted from the index"}
-        return [replace(finding, action=actions[(finding.namespace, finding.subject) in known]) for finding in wrong]
+    def _mended(self, finding: Finding, mend: Callable[[Finding], None], action: str) -> Finding:
+        """The finding, with ``action`` if ``mend`` could do it."""
+        if not self.repair or (finding.namespace is not None and self.moved.get(finding.namespace)):
+            return finding
+        try:
+            mend(finding)
+        except (NotFound, BankMoved):  # purged or moved meanwhile: there is nothing to mend here any more
+            return finding
+        return replace(finding, action=action)
 
     def _session(self) -> AbstractContextManager[Session]:
         open_session: Callable[[], AbstractContextManager[Session]]
         open_session = self.bank.database.write if self.repair else self.bank.database.read
         return open_session()
-
-
-def _active(session: Session, namespace: str, kind: KeyKind) -> set[str]:
-    memory = (MemoryRow.namespace == KeyRow.namespace) & (MemoryRow.id == KeyRow.memory_id)
-    query = select(KeyRow.memory_id).join(MemoryRow, memory).where(KeyRow.namespace == namespace)
-    return set(session.scalars(query.where(KeyRow.kind == kind.value, MemoryRow.state == MemoryState.ACTIVE)))
-
-
-def _pending(session: Session, namespace: str, kind: KeyKind, mark: int) -> set[str]:
-    query = select(OutboxRow.memory_id).where(OutboxRow.namespace == namespace, OutboxRow.revision > mark)
-    return set(session.scalars(query.where(OutboxRow.kind == kind.value)))

@@ -32,6 +32,10 @@ class Refused(StorageError):
     """A constraint of the schema was broken. Callers that know what it means say so in better words."""
 
 
+class Damaged(StorageError):
+    """A row holds what nothing ever writes there."""
+
+
 def explain(error: SQLAlchemyError, where: str) -> StorageError:
     """The ``StorageError`` or ``StoreBusy`` for what SQLAlchemy raised; ``where`` names the database."""
     if isinstance(error, PoolTimeout):

@@ -7,6 +7,7 @@ another tenant by accident. Enums are stored as their values, times in UTC, vect
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,10 +27,25 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from elm_agent.storage.faults import Damaged
+
 HEAD = "0002"
 """The newest migration; a test compares it with the migrations themselves."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+class Json(TypeDecorator[Any]):
+    """JSON; text that is none raises ``Damaged``."""
+
+    impl = JSON
+    cache_ok = True
+
+    def coerce_compared_value(self, op: Any, value: Any) -> Any:
+        return self.impl_instance.coerce_compared_value(op, value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        return _whole(super().result_processor(dialect, coltype), "JSON")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -48,6 +64,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        return _whole(super().result_processor(dialect, coltype), "a time")
+
+
+def _whole(process: Callable[[Any], Any] | None, what: str) -> Callable[[Any], Any] | None:
+    """What a damaged file makes of a column says so, instead of failing wherever it is read."""
+    if process is None:
+        return None
+
+    def checked(value: Any) -> Any:
+        try:
+            return process(value)
+        except (ValueError, TypeError) as error:
+            raise Damaged(f"a row is damaged: {str(value)[:60]!r} is not {what}; run `elm-agent doctor`") from error
+
+    return checked
 
 
 def storable(text: str) -> str:
@@ -68,8 +101,8 @@ class Words(TypeDecorator[str]):
 class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - read by SQLAlchemy
         datetime: UtcDateTime,
-        dict[str, Any]: JSON,
-        list[dict[str, Any]]: JSON,
+        dict[str, Any]: Json,
+        list[dict[str, Any]]: Json,
         bytes: LargeBinary,
     }
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from elm_agent.errors import LeaseLost
 from elm_agent.records import EventKind, JobState, KeyKind, MemoryRecord, MemoryState, utcnow
 from elm_agent.softprompt import to_bytes
-from elm_agent.storage import doctor
+from elm_agent.storage import audit_index
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.database import Database
 from elm_agent.storage.doctor import FindingKind, Report, examine
@@ -250,7 +250,7 @@ def test_a_fed_index_is_in_order(indexed: Bank) -> None:
 
 @pytest.mark.parametrize("rebuild_above", [0, 100], ids=["wiped", "one by one"])
 def test_wrong_entries_are_mended(indexed: Bank, monkeypatch: pytest.MonkeyPatch, rebuild_above: int) -> None:
-    monkeypatch.setattr(doctor, "_REBUILD_ABOVE", rebuild_above)
+    monkeypatch.setattr(audit_index, "REBUILD_ABOVE", rebuild_above)
     index = indexed.durable
     assert index is not None
     one, two = (memory.id for memory in indexed.memories("default", order="created_at"))
