@@ -276,7 +276,7 @@ def load_settings(path: str | os.PathLike[str] | None = None, **overrides: Any) 
         except FileNotFoundError:
             raise SettingsError(f"settings file {os.fspath(path)!r} does not exist") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"settings file {os.fspath(path)!r} is not TOML: {error}") from None
+            raise SettingsError(f"settings file {os.fspath(path)!r} is not TOML: {str(error)[:200]}") from None
         except OSError as error:
             raise SettingsError(f"settings file {os.fspath(path)!r} cannot be read: {error.strerror}") from None
     environment = EnvSettingsSource(Settings)()
@@ -295,7 +295,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: ValidationError) -> str:
     first, *more = error.errors()
-    where = ".".join(str(part) for part in first["loc"]) or "settings"
+    where = ".".join(str(part) for part in first["loc"])[:200] or "settings"
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {where!r}: `elm-agent config show` lists the known ones"
     else:

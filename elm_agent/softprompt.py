@@ -61,9 +61,9 @@ def from_bytes(data: bytes, *, shape: tuple[int, int], memory_id: str | None = N
     try:
         tensors = load(data)
     except SafetensorError as error:
-        raise TensorCorrupt(f"not a safetensors file: {error}") from None
+        raise TensorCorrupt(f"not a safetensors file: {str(error)[:200]}") from None
     if set(tensors) != {"prompt"}:
-        raise TensorCorrupt(f"expected one tensor named 'prompt'; got {sorted(tensors)[:5]}")
+        raise TensorCorrupt(f"expected one tensor named 'prompt'; got {str(sorted(tensors)[:5])[:200]}")
     prompt_VE = tensors["prompt"]
     if tuple(prompt_VE.shape) != shape:
         raise TensorCorrupt(f"expected a prompt of shape {shape}; got {tuple(prompt_VE.shape)}")
