@@ -128,9 +128,9 @@ def expected(specs: Sequence[Spec], ids: Sequence[str], rules: Rules) -> dict[st
         if rules.unused_days is not None and active and _idle(spec) > rules.unused_days:
             reasons.add("unused")
         settled = [used for used in spec.uses if used.outcome is not UseOutcome.UNKNOWN]
-        if rules.min_utility is not None and active and len(settled) >= rules.min_utility_uses:
-            if _net(spec) / len(settled) < rules.min_utility:
-                reasons.add("utility")
+        judged = rules.min_utility is not None and active and len(settled) >= rules.min_utility_uses
+        if judged and _net(spec) / len(settled) < (rules.min_utility or 0.0):
+            reasons.add("utility")
         if rules.models_in_use is not None and MODEL.name not in rules.models_in_use:
             reasons.add("model")
         if reasons:
