@@ -55,7 +55,8 @@ class S3Server:
             f"-volume.port={ports['volume']}", f"-volume.port.grpc={ports['volume_grpc']}", "-volume.max=50",
             "-master.volumeSizeLimitMB=64", "-master.telemetry=false", "-filer",
             f"-filer.port={ports['filer']}", f"-filer.port.grpc={ports['filer_grpc']}",
-            "-s3", f"-s3.port={ports['s3']}", f"-s3.port.grpc={ports['s3_grpc']}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            "-s3", f"-s3.port={ports['s3']}", f"-s3.port.grpc={ports['s3_grpc']}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0",
             f"-s3.config={self.folder / 's3.json'}", "-s3.ip.bind=127.0.0.1",
         ]  # fmt: skip
         (self.folder / "data").mkdir(exist_ok=True)
