@@ -119,8 +119,8 @@ class JobExecutorSuite:
         raise NotImplementedError("give a class-scoped fixture `opened`: settings -> context manager of a JobRunner")
 
     def settings_of(self, home: Path) -> Settings:
-        """A short lease, so that the tests of takeover need not wait long."""
-        worker = {"lease_seconds": 2.0, "heartbeat_seconds": 0.3, "poll_seconds": 0.05, "backoff_seconds": 0.1}
+        """A bank on SQLite below ``home``, and a queue that is looked at often."""
+        worker = {"lease_seconds": 60.0, "heartbeat_seconds": 1.0, "poll_seconds": 0.05, "backoff_seconds": 0.1}
         return Settings(home=home, index="exact", worker=worker)
 
     @pytest.fixture(scope="class")
@@ -137,6 +137,13 @@ class JobExecutorSuite:
         yield Bench(shared.bank, shared.runner, shared.home, namespace)
         for job in shared.bank.jobs.list(namespace):  # a failed test must not hold up the next
             shared.bank.jobs.cancel(job.id)
+
+    @pytest.fixture
+    def short_lease(self, tmp_path: Path, opened: Opened) -> Iterator[Bench]:
+        """As ``alone``; whoever is killed is replaced after a few seconds."""
+        worker = {"lease_seconds": 3.0, "heartbeat_seconds": 0.3}
+        with bench_on(self.settings_of(tmp_path).changed(worker=worker), opened, "default") as made:
+            yield made
 
     @pytest.fixture
     def alone(self, tmp_path: Path, opened: Opened) -> Iterator[Bench]:
@@ -332,7 +339,7 @@ class JobExecutorSuite:
 
             def queue(n: int, runner: JobRunner) -> list[JobRecord]:
                 barrier.wait()
-                mine = [alone.ask(f"{n} asks {count}", notify=False) for count in range(10)]
+                mine = [alone.ask(f"{n} asks {count}", notify=False) for count in range(6)]
                 runner.notify()
                 return mine
 
@@ -341,23 +348,23 @@ class JobExecutorSuite:
                 jobs = [job for part in parts for job in part.result()]
             assert alone.runner.wait_idle(PATIENCE)
             assert other.wait_idle(PATIENCE)
-        assert [(alone.job(job).state, alone.job(job).attempts) for job in jobs] == [(JobState.DONE, 1)] * 20
-        assert len(alone.memories()) == 20
+        assert [(alone.job(job).state, alone.job(job).attempts) for job in jobs] == [(JobState.DONE, 1)] * 12
+        assert len(alone.memories()) == 12
 
     # --- a crash half-way -------------------------------------------------------------------------------------------
 
-    def test_a_killed_executors_job_is_taken_over(self, alone: Bench) -> None:
+    def test_a_killed_executors_job_is_taken_over(self, short_lease: Bench) -> None:
         self.need(ExecutorCapability.KILLABLE)
-        job = alone.ask("[hold:crash] half-way")
-        after = alone.ask("after it")
-        alone.until(lambda: bool(alone.begun(job)), "the training to begin")
-        self.kill(alone.begun(job))
-        let_go(alone.home, "crash")
-        alone.settle()
-        assert [alone.job(one).state for one in (job, after)] == [JobState.DONE] * 2
-        assert alone.job(job).attempts == 2
-        assert len(set(alone.begun(job))) == 2
-        assert alone.memories() == sorted([job.question, after.question])
+        job = short_lease.ask("[hold:crash] half-way")
+        after = short_lease.ask("after it")
+        short_lease.until(lambda: bool(short_lease.begun(job)), "the training to begin")
+        self.kill(short_lease.begun(job))
+        let_go(short_lease.home, "crash")
+        short_lease.settle()
+        assert [short_lease.job(one).state for one in (job, after)] == [JobState.DONE] * 2
+        assert short_lease.job(job).attempts >= 2
+        assert len(set(short_lease.begun(job))) >= 2
+        assert short_lease.memories() == sorted([job.question, after.question])
 
 
 def _begun_in(bench: Bench) -> list[str]:
