@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +38,7 @@ class S3Server:
 
     folder: Path
     ports: dict[str, int]
+    options: tuple[str, ...]
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -49,20 +49,26 @@ class S3Server:
         """Start, and wait until it answers. Raises ``NoServer``."""
         ports = self.ports
         command = [
-            _program(), "-logtostderr", "server", f"-dir={self.folder / 'data'}",
-            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.autoCreateBucket=false",
+            _program(), "-logtostderr", *self.options, f"-dir={self.folder / 'data'}",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-master.port={ports['master']}", f"-master.port.grpc={ports['master_grpc']}",
             f"-volume.port={ports['volume']}", f"-volume.port.grpc={ports['volume_grpc']}", "-volume.max=50",
             "-master.volumeSizeLimitMB=64", "-master.telemetry=false", "-filer",
             f"-filer.port={ports['filer']}", f"-filer.port.grpc={ports['filer_grpc']}",
             "-s3", f"-s3.port={ports['s3']}", f"-s3.port.grpc={ports['s3_grpc']}",
             "-s3.port.iceberg=0", "-s3.port.lance=0",
-            f"-s3.config={self.folder / 's3.json'}", "-s3.ip.bind=127.0.0.1",
+            "-s3.ip.bind=127.0.0.1", "-master.electionTimeout=1s", "-master.heartbeatInterval=100ms",
         ]  # fmt: skip
         (self.folder / "data").mkdir(exist_ok=True)
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env=os.environ | ENVIRONMENT,  # its only identity
+                start_new_session=True,
             )
         until = time.monotonic() + _STARTS_WITHIN
         while not self._answers():
@@ -107,19 +113,16 @@ class S3Server:
 
 
 @contextmanager
-def temporary_s3() -> Iterator[S3Server]:
-    """A running server; it ends with the block. Raises ``NoServer``."""
+def temporary_s3(options: Sequence[str] = ("server", "-s3.autoCreateBucket=false")) -> Iterator[S3Server]:
+    """A running server; it ends with the block. Raises ``NoServer``.
+
+    ``options``: of its command line; those that say where its files and ports are come after them, and win.
+    """
     _program()
     names = ("master", "volume", "filer", "s3")
     with tempfile.TemporaryDirectory(prefix="elm-s3-") as folder:
-        identity = {
-            "name": "elm",
-            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-        }
-        (Path(folder) / "s3.json").write_text(json.dumps({"identities": [identity]}))
         ports = dict(zip([name + kind for name in names for kind in ("", "_grpc")], _free_ports(8), strict=True))
-        server = S3Server(Path(folder), ports)
+        server = S3Server(Path(folder), ports, tuple(options))
         try:
             server.start()
             server._make_bucket()

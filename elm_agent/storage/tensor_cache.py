@@ -1,8 +1,8 @@
 """Copies of remote tensors in a folder of this machine. Knows files and ages; nothing of where tensors come from.
 
 Laid out like ``LocalTensors``. A copy is hashed at every read, and a bad one is dropped; the least recently used go
-when there are too many bytes, and every copy goes when it is too old, so that what another machine has purged does
-not stay here for longer. Losing the folder costs only time: nothing in it is synced or the only copy.
+when there are too many bytes, and every copy goes when it is too old, so that what another machine has purged stays here
+for no longer than that and an hour of use. Losing the folder costs only time: nothing in it is synced or the only copy.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from elm_agent.storage.tensors import disk_advice
 
 _LOG = logging.getLogger(__name__)
 _SLACK = 0.1  # share of ``max_bytes`` that a process adds before it looks at the folder again
+_SWEEP_SECONDS = 3600.0  # a process that uses the cache sweeps it so often
 
 
 class TensorCache:
@@ -31,11 +32,13 @@ class TensorCache:
         self.max_bytes = max_bytes
         self.max_age_seconds = max_age_seconds
         self._unseen = 0.0  # bytes this process may add before it sweeps
+        self._swept = -_SWEEP_SECONDS  # when it last did, by the monotonic clock
         self._lock = threading.Lock()
 
     def get(self, namespace: str, digest: str) -> bytes | None:
         """The copy, hashed again; None when there is none, or none that is whole and young enough."""
         path = self._path(namespace, digest)
+        self._keep_bounds(0)
         try:
             fetched = path.stat().st_mtime
             if not 0 <= time.time() - fetched < self.max_age_seconds:
@@ -69,11 +72,7 @@ class TensorCache:
         except OSError as error:
             _LOG.warning("a tensor could not be cached: %s", disk_advice(error, self.directory))
             return
-        with self._lock:
-            self._unseen -= len(data)
-            full = self._unseen < 0
-        if full:
-            self.sweep()
+        self._keep_bounds(len(data))
 
     def forget(self, namespace: str, digest: str) -> bool:
         """Remove the copy; whether there was one. Raises ``StorageError`` when it cannot be removed."""
@@ -105,8 +104,19 @@ class TensorCache:
             gone += self._remove(path)
             total -= size
         with self._lock:
+            self._swept = time.monotonic()
             self._unseen = max(0.0, min(self.max_bytes - total, self.max_bytes * _SLACK))
         return gone
+
+    def _keep_bounds(self, added: int) -> None:
+        with self._lock:
+            self._unseen -= added
+            due = time.monotonic() - self._swept >= min(_SWEEP_SECONDS, self.max_age_seconds)
+        if due or self._unseen < 0:
+            try:
+                self.sweep()
+            except StorageError as error:  # the caller has, or gets, its bytes all the same
+                _LOG.warning("the cache of tensors could not be swept: %s", error)
 
     def _remove(self, path: Path, *, young: bool = False) -> int:
         if young:  # a temporary file that somebody may be writing

@@ -71,7 +71,16 @@ def test_an_old_copy_is_not_served_and_is_swept(tmp_path: Path) -> None:
             os.utime(path, (time.time(), time.time() - 101))
     assert cache.get("team", digest(b"old")) is None
     assert cache.sweep() == 1
+    assert cache.sweep() == 0
     assert [path.read_bytes() for path in files(tmp_path)] == [b"young"]
+
+
+def test_another_process_sweeps_what_is_old_at_its_first_use(tmp_path: Path) -> None:
+    make(tmp_path).add("team", digest(b"purged elsewhere"), b"purged elsewhere")
+    (path,) = files(tmp_path)
+    os.utime(path, (time.time(), time.time() - 3601))
+    assert make(tmp_path).get("team", digest(b"something else")) is None
+    assert files(tmp_path) == []
 
 
 def test_use_does_not_make_a_copy_younger(tmp_path: Path) -> None:
