@@ -18,6 +18,8 @@ from elm_agent.storage.packlines import (
     Manifest,
     MemoryLine,
     RecipeLine,
+    RolloutLine,
+    StepLine,
     digest_of_bytes,
     encode_key,
     pack_id_of,
@@ -34,8 +36,39 @@ Parts = dict[str, bytes]
 
 def line_of(place: int, *, episodes: bool = True) -> MemoryLine:
     question, now = f"What is {place} times 8? שלום", utcnow()
+    step = StepLine(
+        step=0,
+        majority_answer="56",
+        vote_share=0.75,
+        reward_mean=0.75,
+        loss=-0.1,
+        kl=0.0,
+        grad_norm=1.5,
+        clip_fraction=0.0,
+        tokens=16,
+        finished_share=1.0,
+        seconds_rollout=0.5,
+        seconds_update=0.25,
+    )
+    rollout = RolloutLine(
+        step=0,
+        index=0,
+        seed=2**63 - 1,
+        text="It is 56\x00",
+        answer="56",
+        reward=1.0,
+        tokens=4,
+        finished=True,
+        failure=None,
+    )
     episode = EpisodeLine(
-        id=f"ep_{place}", majority_answer="56", curve=(), rollouts=(), seed=7, seconds=0.5, created_at=now
+        id=f"ep_{place}",
+        majority_answer="56",
+        curve=(step,),
+        rollouts=(rollout,),
+        seed=7,
+        seconds=0.5,
+        created_at=now,
     )
     keys = [encode_key(unit_vector(question, width)) for width in (MODEL.width, 2 * MODEL.width)]
     return MemoryLine(
