@@ -1,8 +1,8 @@
 """Copies of remote tensors in a folder of this machine. Knows files and ages; nothing of where tensors come from.
 
 Laid out like ``LocalTensors``. A copy is hashed at every read, and a bad one is dropped; the least recently used go
-when there are too many bytes, and every copy goes when it is too old, so that what another machine has purged stays here
-for no longer than that and an hour of use. Losing the folder costs only time: nothing in it is synced or the only copy.
+when there are too many bytes, and every copy goes when it is too old: what another machine has purged stays here for
+no longer than that and an hour of use. Losing the folder costs only time: nothing in it is synced or the only copy.
 """
 
 from __future__ import annotations
@@ -93,9 +93,10 @@ class TensorCache:
         """
         now, kept, total, gone = time.time(), [], 0, 0
         for path, stat in self._files():
-            if now - stat.st_mtime >= self.max_age_seconds or path.suffix == ".part":
-                gone += self._remove(path, young=path.suffix == ".part" and now - stat.st_mtime < 3600)
-            else:
+            left = path.suffix == ".part"  # of a process that was killed, or that is writing it
+            if not 0 <= now - stat.st_mtime < (_SWEEP_SECONDS if left else self.max_age_seconds):
+                gone += self._remove(path)
+            elif not left:
                 kept.append((stat.st_atime, stat.st_size, path))
                 total += stat.st_size
         for _, size, path in sorted(kept):
@@ -118,9 +119,7 @@ class TensorCache:
             except StorageError as error:  # the caller has, or gets, its bytes all the same
                 _LOG.warning("the cache of tensors could not be swept: %s", error)
 
-    def _remove(self, path: Path, *, young: bool = False) -> int:
-        if young:  # a temporary file that somebody may be writing
-            return 0
+    def _remove(self, path: Path) -> int:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
