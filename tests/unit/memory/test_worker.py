@@ -17,6 +17,7 @@ from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
 
 Enqueue = Callable[..., JobRecord]
 Make = Callable[..., Worker]
+MODEL_ID = fake_fingerprint().id
 
 
 def test_it_works_until_nothing_is_due(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
@@ -168,6 +169,40 @@ def test_a_busy_store_is_waited_for(
     assert runner.wait_idle(30)
     runner.stop()
     assert len(bank.memories("ns")) == 1
+
+
+def test_jobs_of_other_tasks_are_left(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    mine, other = enqueue(task="mine"), enqueue("What is 9?", task="other")
+    worker = make_worker(tasks=["mine"])
+    assert worker.run(once=True) == 1
+    assert worker.idle()
+    assert ExternalRunner(bank, MODEL_ID, ["mine"]).wait_idle(0)
+    assert ExternalRunner(bank, MODEL_ID).wait_idle(0) is False
+    assert (bank.jobs.get(mine.id).state, bank.jobs.get(other.id).state) == (JobState.DONE, JobState.QUEUED)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_what_another_slot_meets_is_raised(
+    bank: Bank, make_worker: Make, monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
+    claim = bank.jobs.claim
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread().name == "elm-worker-1":
+            raise StoreBusy("locked") if once else ValueError("a broken queue")
+        return claim(*args, **kwargs)
+
+    monkeypatch.setattr(bank.jobs, "claim", broken)
+    with pytest.raises(StoreBusy if once else ValueError):
+        make_worker(concurrency=2).run(once=once)
+
+
+def test_finishing_ends_after_the_job_in_hand(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    first, second = enqueue(), enqueue("What is 9?")
+    workers: list[Worker] = []
+    workers.append(make_worker(FakeTrainer(before_step=lambda _step: workers[0].finish())))
+    assert workers[0].run() == 1
+    assert (bank.jobs.get(first.id).state, bank.jobs.get(second.id).state) == (JobState.DONE, JobState.QUEUED)
 
 
 # --- runners ------------------------------------------------------------------------------------------------

@@ -220,3 +220,70 @@ def test_counts_name_every_state(jobs: JobQueue) -> None:
     queue(jobs, "b")
     claim(jobs)
     assert jobs.counts() == dict.fromkeys(JobState, 0) | {JobState.QUEUED: 1, JobState.RUNNING: 1}
+
+
+def test_only_jobs_of_my_tasks(jobs: JobQueue) -> None:
+    job = queue(jobs, "q")
+    assert jobs.claim("worker", lease_seconds=60, tasks={"text", "mine"}) is None
+    assert jobs.idle(MODEL.id, {"text"})
+    assert not jobs.idle(MODEL.id, {"math"})
+    assert (jobs.depth(MODEL.id), jobs.depth(MODEL.id, {"text"}), jobs.depth("sha256:other")) == (1, 0, 0)
+    lease = jobs.claim("worker", lease_seconds=60, tasks={"math"})
+    assert lease is not None
+    assert lease.job.id == job.id
+    assert jobs.depth(MODEL.id) == 1
+    jobs.fail(lease, "x", backoff_seconds=1000)
+    assert jobs.depth(MODEL.id) == 0  # it waits, and nobody can work on it yet
+
+
+# --- a clock that goes back ------------------------------------------------------------------------------------
+
+A_YEAR = timedelta(days=365)
+
+
+@pytest.fixture
+def clock(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
+    """How far the database's clock is ahead; set its only item."""
+    ahead, now = [timedelta(0)], bank.database.now
+    monkeypatch.setattr(bank.database, "now", lambda session: now(session) + ahead[0])
+    return ahead
+
+
+def test_a_dead_workers_job_is_free_one_lease_after_the_clock_went_back(
+    jobs: JobQueue, clock: list[timedelta]
+) -> None:
+    clock[0] = A_YEAR
+    queue(jobs, "q")
+    dead = claim(jobs, seconds=60)
+    clock[0] = timedelta(0)
+    assert jobs.claim("worker", lease_seconds=60) is None  # it may live: it has a whole lease to say so
+    assert jobs.get(dead.job.id).lease_until == jobs.get(dead.job.id).updated_at + timedelta(seconds=60)
+    clock[0] = timedelta(seconds=61)
+    assert claim(jobs).job.id == dead.job.id
+
+
+def test_a_live_worker_keeps_its_job_when_the_clock_goes_back(jobs: JobQueue, clock: list[timedelta]) -> None:
+    clock[0] = A_YEAR
+    queue(jobs, "q")
+    lease = claim(jobs)
+    clock[0] = timedelta(0)
+    assert jobs.claim("other", lease_seconds=60) is None
+    assert jobs.heartbeat(lease, lease_seconds=60) is False
+    clock[0] = timedelta(seconds=59)
+    assert jobs.claim("other", lease_seconds=60) is None
+    jobs.release(lease, "done with it")
+
+
+def test_a_queued_job_is_due_although_the_clock_went_back(jobs: JobQueue, clock: list[timedelta]) -> None:
+    clock[0] = A_YEAR
+    queue(jobs, "at once")
+    later = queue(jobs, "after a pause")
+    jobs.cancel(queue(jobs, "ended").id)
+    first = claim(jobs)
+    assert jobs.fail(first, "x", backoff_seconds=100).state == JobState.QUEUED
+    clock[0] = timedelta(0)
+    assert claim(jobs, seconds=600).job.id == later.id
+    clock[0] = timedelta(seconds=99)
+    assert jobs.claim("worker", lease_seconds=60) is None
+    clock[0] = timedelta(seconds=101)
+    assert claim(jobs).job.id == first.job.id
