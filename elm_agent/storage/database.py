@@ -43,6 +43,7 @@ class Database:
         self.where = engine.url.render_as_string(hide_password=True)
         self._busy_seconds = busy_seconds
         self._writing = engine.execution_options(**{_WRITE: True})
+        self._current = threading.local()  # the sessions of the transactions that a thread is in
         self._writer = threading.Lock()  # threads of this process queue here, fairly, not in SQLite's sleeps
 
     @classmethod
@@ -74,6 +75,7 @@ class Database:
             self._explained(),
             Session(self.engine, expire_on_commit=False) as session,
             session.begin(),
+            self._within(session),
         ):
             yield session
 
@@ -86,8 +88,37 @@ class Database:
             self._turn(),
             Session(self._writing, expire_on_commit=False) as session,
             session.begin(),
+            self._within(session),
         ):
             yield session
+
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """For one small read, wherever it is needed: in the transaction that this thread is in, if it is in one.
+
+        A second transaction could wait for a writer of SQLite that itself waits for the first one to end.
+        """
+        if within := self._open_here():
+            yield within[-1].connection()
+            return
+        with self.read() as session:
+            yield session.connection()
+
+    @contextmanager
+    def _within(self, session: Session) -> Iterator[None]:
+        within = self._open_here()
+        within.append(session)
+        try:
+            yield
+        finally:
+            within.remove(session)  # not always the last one: a generator may end out of turn
+
+    def _open_here(self) -> list[Session]:
+        """The sessions of the transactions that this thread is in."""
+        if not hasattr(self._current, "sessions"):
+            self._current.sessions = []
+        sessions: list[Session] = self._current.sessions
+        return sessions
 
     def add_once(
         self, session: Session, table: type[DeclarativeBase], values: dict[str, Any], key: list[str]

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import Row, exists, select
 from sqlalchemy.orm import Session
 
 from elm_agent.errors import VaultLocked
@@ -54,8 +55,9 @@ def key_rows(session: Session, namespace: str) -> list[VaultKeyRow]:
 
 def load_ring(database: Database, namespace: str, masters: MasterKeys) -> KeyRing | None:
     """None for a namespace without keys. Raises ``VaultLocked`` for the wrong master key."""
-    with database.read() as session:
-        found = key_rows(session, namespace)
+    table = VaultKeyRow.__table__
+    with database.look() as connection:
+        found = connection.execute(select(table).where(table.c.namespace == namespace)).all()
     if not found:
         return None
     data = {row.version: unwrap(row, masters) for row in found if row.purpose == DATA}
@@ -90,7 +92,7 @@ def mark_sealed(namespace: str, master: MasterKey, now: datetime) -> VaultKeyRow
     return _row(namespace, SEALED, 1, master, now, b"")
 
 
-def unwrap(row: VaultKeyRow, masters: MasterKeys) -> bytes:
+def unwrap(row: VaultKeyRow | Row[Any], masters: MasterKeys) -> bytes:
     """Raises ``VaultLocked``."""
     master = masters.named(row.master_id)
     if master is None:

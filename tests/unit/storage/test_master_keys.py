@@ -51,7 +51,7 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> No
     path = tmp_path / "key"
     path.write_text(WORD)
     path.chmod(mode)
-    with pytest.raises(SettingsError, match="can be read by others .*chmod 600") as caught:
+    with pytest.raises(SettingsError, match=r"can be read by others .*chmod 600") as caught:
         from_file(path).current()
     assert WORD not in str(caught.value)
 

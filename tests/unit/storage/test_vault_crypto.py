@@ -115,7 +115,7 @@ def test_one_blob_has_one_word() -> None:
 
 
 def test_a_blind_name_is_a_keyed_hash() -> None:
-    expected = hmac.new(KEY, "wer fragt?".encode(), hashlib.sha256).hexdigest()
+    expected = hmac.new(KEY, b"wer fragt?", hashlib.sha256).hexdigest()
     assert crypto.blind(KEY, "wer fragt?") == f"hmac-sha256:{expected}"
     assert len(crypto.blind(KEY, "x" * 10_000)) <= 80  # the width of a digest column
     assert crypto.blind(crypto.new_key(), "wer fragt?") != crypto.blind(KEY, "wer fragt?")
