@@ -97,31 +97,8 @@ def test_a_failure_for_one_memory_names_it() -> None:
         condition("uses / settled > 1")(facts(settled=0), NOW)
 
 
-WORDS = st.sampled_from(
-    [
-        *FIELDS,
-        "and",
-        "or",
-        "not",
-        "in",
-        "(",
-        ")",
-        "[",
-        "]",
-        ",",
-        "<",
-        "==",
-        "+",
-        "-",
-        "*",
-        "/",
-        "1",
-        "9e999",
-        "'a'",
-        "d'x'",
-    ]
-    + ["true", "null", "**", "for", ".length", "?", ":", "d'2026-01-01'", "t'P1D'", "\n", "if", "=", '"', "\\"]
-)
+SCRAPS = "and or not in ( ) [ ] , < == + - * / 1 9e999 'a' d'x' true null ** for .length ? : d'2026-01-01' if = \" \\"
+WORDS = st.sampled_from([*FIELDS, *SCRAPS.split(), "t'P1D'", "\n"])
 
 
 @settings(max_examples=300, deadline=None)
@@ -129,7 +106,6 @@ WORDS = st.sampled_from(
 def test_any_text_is_a_condition_or_one_sentence(text: str) -> None:
     try:
         result = condition(text)(facts(), NOW)
-    except InputError as error:
-        assert str(error)
-    else:
-        assert isinstance(result, bool)
+    except InputError:
+        return  # one sentence; any other failure is a failure
+    assert isinstance(result, bool)
