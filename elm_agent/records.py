@@ -41,7 +41,7 @@ def new_id(prefix: str) -> str:
 def digest_of(value: Any) -> str:
     """``sha256:<hex>`` of the canonical JSON of ``value`` (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def question_digest(question: str) -> str:

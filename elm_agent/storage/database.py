@@ -25,7 +25,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from elm_agent.errors import SettingsError, StorageError, StoreBusy
+from elm_agent.errors import InputError, SettingsError, StorageError, StoreBusy
 from elm_agent.records import utcnow
 from elm_agent.storage.faults import explain
 from elm_agent.storage.upgrade import upgrade
@@ -178,6 +178,9 @@ class Database:
             yield
         except SQLAlchemyError as error:
             raise explain(error, self.where) from error
+        except UnicodeEncodeError as error:
+            bad = error.object[error.start : error.end]
+            raise InputError(f"a name or text holds half a character ({bad[:4]!r}): give whole ones") from None
 
 
 @contextmanager

@@ -169,10 +169,14 @@ def read_private(path: Path) -> str:
                     f"key file {path} can be read by others (mode {mode:04o}): `chmod 600 {path}`, and use a new key"
                 )
             return file.read()
+    except SettingsError:
+        raise
     except UnicodeDecodeError:
         raise SettingsError(f"key file {path} is not text: expected a key in base64; {_MAKE_ONE}") from None
     except OSError as error:
-        raise SettingsError(f"key file {path} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"key file {str(path)[-200:]!r} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise SettingsError(f"key file {str(path)[-200:]!r} is no file name: it holds NUL or the like") from None
 
 
 def write_private(path: Path, data: bytes) -> None:

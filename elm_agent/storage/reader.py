@@ -152,7 +152,7 @@ class BankReader:
         """A page of the namespace, ordered by a field of ``MemoryRecord``; '-' in front: highest first."""
         column = _ORDERS.get(order.removeprefix("-"))
         if column is None:
-            raise InputError(f"memories cannot be ordered by {order!r}: expected one of {', '.join(_ORDERS)}")
+            raise InputError(f"memories cannot be ordered by {order[:80]!r}: expected one of {', '.join(_ORDERS)}")
         down = order.startswith("-")
         query = select(MemoryRow, USES, FIXED, BROKEN).where(MemoryRow.namespace == namespace)
         if state is not None:
