@@ -15,16 +15,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
 from sqlalchemy import select
 
 from elm_agent.errors import StorageError
 from elm_agent.storage.database import Database
 from elm_agent.storage.schema import MemoryRow
 from elm_agent.storage.tensor_names import digest_at, digest_of_bytes
-from elm_agent.storage.tensors import LocalTensors, age_of, disk_advice, sync_folder
+from elm_agent.storage.tensors import LocalTensors, age_of, disk_advice, locked, sync_folder
 
 _SHARD = re.compile("[0-9a-f]{2}")
+_WAIT_SECONDS = 600.0  # for another process that is doing it; a million small files take minutes
 _IN_FLIGHT_SECONDS = 3600.0  # a writer of the old layout names its tensor within milliseconds
 
 
@@ -39,10 +39,10 @@ def adopt_flat_tensors(database: Database, store: LocalTensors) -> int:
     if next(_flat_files(store.directory), None) is None:
         return 0
     try:
-        with FileLock(store.directory / ".flat.lock"):
+        with locked(store.directory / ".flat.lock", _WAIT_SECONDS):
             owners = _owners(database)
             return sum(_adopt(store, path, digest, owners) for path, digest in list(_flat_files(store.directory)))
-    except StorageError:  # of the database
+    except StorageError:  # of the database or the lock
         raise
     except OSError as error:
         advice = disk_advice(error, store.directory)

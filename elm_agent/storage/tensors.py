@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from elm_agent.errors import StorageError
+from elm_agent.errors import StorageError, StoreBusy
 from elm_agent.protocols import Observer, TensorCapability
 from elm_agent.storage.tensor_names import (
     checked_bytes,
@@ -39,14 +39,17 @@ class LocalTensors:
 
     capabilities = frozenset({TensorCapability.BASE, TensorCapability.DURABLE, TensorCapability.SHARED})
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, busy_seconds: float = 30.0) -> None:
+        """``busy_seconds``: how long to wait for another process that holds the folder's lock."""
         self.directory = Path(directory)
+        self.busy_seconds = busy_seconds
 
     def put(self, namespace: str, data: bytes, observe: Observer | None = None) -> str:
         """Store bytes durably and return ``sha256:<hex>``; storing again renews the file, and so mends it.
 
         Raises:
             StorageError: the disk is full, or the folder cannot be written. Nothing is left behind.
+            StoreBusy: another process holds the folder's lock for too long.
         """
         digest = digest_of_bytes(data)
         path = self.path(namespace, digest)
@@ -149,9 +152,11 @@ class LocalTensors:
             sync_folder(folder.parent)
             sync_folder(self.directory)
 
-    def _lock(self) -> FileLock:
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
         """Keeps ``delete`` from removing what a ``put`` renews between its look at the age and the removal."""
-        return FileLock(self.directory / ".lock")
+        with locked(self.directory / ".lock", self.busy_seconds):
+            yield
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -162,6 +167,22 @@ class LocalTensors:
             raise
         except OSError as error:
             raise StorageError(f"{what}: {disk_advice(error, self.directory)}") from error
+
+
+@contextmanager
+def locked(path: Path, seconds: float) -> Iterator[None]:
+    """Hold the lock file at ``path``. Raises ``StoreBusy`` after ``seconds`` of waiting."""
+    lock = FileLock(path, timeout=seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StoreBusy(
+            f"another process has held {path} for {seconds:g} s; wait for it or end it, and run this again"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def disk_advice(error: OSError, directory: Path) -> str:

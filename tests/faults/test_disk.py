@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from dying_worker import make_worker
+from filelock import FileLock
 from small_disks import fill, remount_read_only, small_disk
 from sqlalchemy import update
 
-from elm_agent.errors import StorageError, TensorCorrupt, TensorMissing
+from elm_agent.errors import StorageError, StoreBusy, TensorCorrupt, TensorMissing
 from elm_agent.records import JobRecord, JobState, Recipe
 from elm_agent.softprompt import to_bytes
 from elm_agent.storage.bank import Bank
@@ -66,6 +67,20 @@ def test_a_folder_without_permission_is_one_sentence() -> None:
         folder = Path(name)
         with pytest.raises(StorageError, match=r"is not accessible \(Permission denied\)"):
             LocalTensors(folder / "locked").put("default", b"data")
+
+
+def test_a_folder_that_another_process_holds_is_one_sentence(tmp_path: Path) -> None:
+    store = LocalTensors(tmp_path / "tensors", busy_seconds=0.2)
+    kept = store.put("default", b"kept")
+    with FileLock(tmp_path / "tensors" / ".lock"):
+        for ask in (lambda: store.put("default", b"more"), lambda: store.delete("default", kept)):
+            with pytest.raises(
+                StoreBusy, match=r"another process has held .*\.lock for 0\.2 s; wait for it or end it"
+            ):
+                ask()
+        assert store.get("default", kept) == b"kept", "reading needs no lock"
+    assert store.temporary(-1) == []
+    assert list(store.digests("default")) == [kept]
 
 
 @contextmanager
