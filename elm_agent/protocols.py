@@ -243,8 +243,13 @@ class IndexCapability(StrEnum):
 class KeyIndex(Protocol):
     """Nearest keys of one namespace and key kind. Derived: it may be wiped and fed again at any time."""
 
-    name: str
-    capabilities: frozenset[IndexCapability]
+    @property
+    def name(self) -> str:
+        """At most 32 characters; another for every place the keys may lie, since how far it was fed is noted by it."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[IndexCapability]: ...
 
     def apply(self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]) -> None:
         """Idempotent: the same change twice is one change; deleting an unknown id is harmless.

@@ -120,7 +120,7 @@ def open_bank(
             tensors,
             exact_limit=settings.exact_limit,
             index=_index_choice(settings),
-            durable=_durable_index(settings, owns_index),
+            durable=_durable_index(settings, database, owns_index),
             exact=ExactIndex(settings.home / "index"),
             vault=vault,
         )
@@ -196,9 +196,25 @@ def _index_choice(settings: Settings) -> IndexChoice:
     return choices.get(settings.index, "durable")
 
 
-def _durable_index(settings: Settings, owns_index: bool) -> FedIndex | None:
+def _durable_index(settings: Settings, database: Database, owns_index: bool) -> FedIndex | None:
     """Every process opens a server's index; embedded Chroma bears one, its owner."""
-    if settings.index in ("auto", "chroma") and owns_index:
+    kind, separator, _ = settings.index.partition("+")
+    if separator:
+        from elm_agent.storage.server_urls import parse_server_url
+
+        url = parse_server_url(settings.index, database.engine.url)
+        if kind == "qdrant":
+            from elm_agent.storage.index_qdrant import QdrantIndex
+
+            return QdrantIndex(url)
+        from elm_agent.storage.index_chroma_server import ChromaServerIndex
+
+        return ChromaServerIndex(url)
+    if kind == "pgvector":
+        from elm_agent.storage.index_pgvector import PgvectorIndex
+
+        return PgvectorIndex(database)
+    if kind in ("auto", "chroma") and owns_index:
         from elm_agent.storage.index_chroma import ChromaIndex
 
         return ChromaIndex(settings.home / "chroma")

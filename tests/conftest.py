@@ -10,6 +10,7 @@ import pytest
 import s3
 from postgres import NoServer, fresh_database, temporary_cluster
 from ray_nodes import RayNodes, ray_nodes
+from servers import KeptChroma, pgvector_binaries
 
 from elm_agent.models.pull import is_pulled
 
@@ -33,6 +34,46 @@ def postgres_server() -> Iterator[str]:
             yield url
     except NoServer as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def pgvector_server() -> Iterator[str]:
+    """URL of a PostgreSQL server with pgvector: that of ELM_TEST_PGVECTOR, or a private one for this session."""
+    if given := os.environ.get("ELM_TEST_PGVECTOR"):
+        yield given
+        return
+    try:
+        with temporary_cluster(pgvector_binaries()) as url:
+            yield url
+    except NoServer as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def pgvector_url(pgvector_server: str) -> Iterator[str]:
+    """URL of an empty database on a server with pgvector."""
+    with fresh_database(pgvector_server) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def chroma_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeptChroma]:
+    """A Chroma server for this session; a test that kills one makes its own."""
+    server = KeptChroma(tmp_path_factory.mktemp("chroma-server") / "data")
+    try:
+        server.start()
+    except NoServer as error:
+        pytest.skip(str(error))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def qdrant_server() -> str:
+    """The ``index`` setting of the Qdrant server that ELM_TEST_QDRANT names (http://HOST:PORT)."""
+    if not (given := os.environ.get("ELM_TEST_QDRANT")):
+        pytest.skip("no package has the Qdrant server's program: set ELM_TEST_QDRANT to http://HOST:PORT of one")
+    return f"qdrant+{given}"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

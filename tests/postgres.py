@@ -32,9 +32,9 @@ def server_binaries() -> Path:
 
 
 @contextmanager
-def temporary_cluster() -> Iterator[str]:
+def temporary_cluster(binaries: Path | None = None) -> Iterator[str]:
     """The URL of a new server's maintenance database; the server ends with the block. Raises ``NoServer``."""
-    binaries = server_binaries()
+    binaries = binaries or server_binaries()
     as_user = _as_ordinary_user()
     with tempfile.TemporaryDirectory(prefix="elm-postgres-") as folder:
         if as_user:

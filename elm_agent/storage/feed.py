@@ -26,12 +26,12 @@ BATCH = 500  # revisions, or rows, taken into memory at a time
 
 
 class FedIndex(KeyIndex, Protocol):
-    """A durable index, which can say that it lost everything.
+    """A durable index, which can say that it lost everything."""
 
-    ``width_limit``: wider keys are projected, so that their hits are rough; None: there is no limit.
-    """
-
-    width_limit: int | None
+    @property
+    def width_limit(self) -> int | None:
+        """Wider keys are projected, so that their hits are rough; None: there is no limit."""
+        ...
 
     @property
     def rebuilt(self) -> bool:
@@ -58,7 +58,7 @@ def revision_of(session: Session, namespace: str) -> int:
     """Raises ``NotFound`` for a namespace that is not in the bank."""
     revision = session.scalar(select(NamespaceRow.revision).where(NamespaceRow.name == namespace))
     if revision is None:
-        raise NotFound(f"namespace {namespace!r} is not in this bank: bind it to a model first")
+        raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first")
     return revision
 
 

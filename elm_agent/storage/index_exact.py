@@ -34,6 +34,7 @@ class ExactIndex:
     )
 
     def __init__(self, directory: Path | None = None, *, keep_above: int = _KEEP_ABOVE) -> None:
+        self.directory = directory
         self._snapshots = Snapshots(directory) if directory is not None else None
         self._keep_above = keep_above
         self._tables: dict[tuple[str, KeyKind], KeyTable] = {}

@@ -44,7 +44,7 @@ class KeyTable:
 
     def ids(self) -> Iterator[str]:
         """In the order of ``rows``."""
-        yield from (self._base_ids[row] for row in np.flatnonzero(self._alive))
+        yield from (self._base_ids[row] for row in np.flatnonzero(self._alive).tolist())
         yield from self._ids
 
     def rows(self) -> Iterator[Rows]:
@@ -98,7 +98,7 @@ class KeyTable:
             picked = np.flatnonzero(scores >= np.partition(scores, place)[place] - _TIE)
         else:
             picked = np.flatnonzero(scores > -np.inf)
-        names = [self._base_ids[row] if row < known else self._ids[row - known] for row in picked]
+        names = [self._base_ids[row] if row < known else self._ids[row - known] for row in picked.tolist()]
         hits = [Hit(name, score) for name, score in zip(names, self._exact(picked, query), strict=True)]
         hits.sort(key=lambda hit: (-hit.similarity, hit.memory_id))
         return hits[:k]

@@ -193,7 +193,7 @@ def _read(folder: Path, namespace: str, kind: KeyKind) -> Snapshot:
 
 def _checksum(about: dict[str, Any], keys: NDArray[np.float32]) -> int:
     """CRC-32 of everything. Against accidents; who may write here may write the database too."""
-    return zlib.crc32(keys, zlib.crc32(json.dumps(about, sort_keys=True).encode()))
+    return zlib.crc32(keys.data, zlib.crc32(json.dumps(about, sort_keys=True).encode()))
 
 
 def _sweep(place: Path) -> None:
