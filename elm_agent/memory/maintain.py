@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from elm_agent.errors import ElmError, InputError, NotFound
+from elm_agent.errors import ElmError, NotFound
 from elm_agent.memory.eviction import Nearest, Planned, Rules, plan, policies_of
 from elm_agent.protocols import Observer
 from elm_agent.records import KeyKind, MemoryState, Vector
 from elm_agent.storage import upkeep
-from elm_agent.storage.selection import MemoryFacts, Selection, Wanted
+from elm_agent.storage.purge import purge as purge_memories
+from elm_agent.storage.selection import Selection, Wanted
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
@@ -203,21 +204,17 @@ def _purge(bank: Bank, report: NamespaceReport, before: datetime, actor: str, dr
     if not dry_run:
         bank.finish_purges(report.namespace)
     for page in view.pages(Wanted(state_before=before)):
-        ids = _purgeable(page)
+        ids = [facts.id for facts in page if not facts.pinned]
         tell("purge.planned", {"namespace": report.namespace, "memories": len(ids)})
-        while ids and not dry_run:
-            try:
-                done = bank.purge(report.namespace, ids, actor=actor, reason="its undo window is over", observe=tell)
-            except (NotFound, InputError):  # another pass purged one, or somebody pinned it: see what is left
-                ids = _purgeable(facts for left in view.of(ids) for facts in left)
-                continue
-            report.exports += done.exports
-            break
-        report.purged += len(ids)
-
-
-def _purgeable(facts: Iterable[MemoryFacts]) -> list[str]:
-    return [one.id for one in facts if not one.pinned]
+        if dry_run or not ids:
+            report.purged += len(ids)
+            continue
+        why = "its undo window is over"
+        done = purge_memories(
+            bank, report.namespace, ids, actor=actor, reason=why, tell=tell, only=MemoryState.RETIRED
+        )
+        report.purged += len(done.memory_ids)
+        report.exports += done.exports
 
 
 def _nearest(bank: Bank, namespace: str) -> Nearest | None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from elm_agent.errors import InputError
 from elm_agent.protocols import Observer
-from elm_agent.records import EventKind
+from elm_agent.records import EventKind, MemoryState
 from elm_agent.storage.ledger import Change, changing, find_memory
 from elm_agent.storage.schema import (
     EpisodeRow,
@@ -67,12 +67,16 @@ def purge(
     reason: str | None,
     tell: Observer,
     even_pinned: bool = False,
+    only: MemoryState | None = None,
 ) -> PurgeReport:
-    """See ``Bank.purge``. ``tell`` hears "purge.before_commit", "purge.committed", "purge.files", "purge.done"."""
+    """See ``Bank.purge``. ``only``: pass over what is in another state, pinned or gone when its turn comes.
+
+    ``tell`` hears "purge.before_commit", "purge.committed", "purge.files", "purge.done"."""
     ids = tuple(dict.fromkeys(memory_ids))
     uses = jobs = 0
+    done: list[str] = []
     with bank.database.read() as session:
-        for memory_id in ids:
+        for memory_id in ids if only is None else ():
             if find_memory(session, namespace, memory_id).pinned and not even_pinned:
                 raise InputError(f"memory {memory_id} is pinned: unpin it before it is purged")
         exports = _exports(session, namespace, ids)
@@ -80,13 +84,18 @@ def purge(
         batch = ids[start : start + _BATCH]
         with changing(bank.database, namespace, actor=actor, vault=bank.vault) as change:
             for memory_id in batch:
+                if only is not None and not _is(change, memory_id, only):
+                    continue
+                done.append(memory_id)
                 gone_uses, gone_jobs = _remove(change, memory_id, reason)
                 uses, jobs = uses + gone_uses, jobs + gone_jobs
             change.session.flush()
             tell("purge.before_commit", {"namespace": namespace, "memories": len(batch)})
         tell("purge.committed", {"namespace": namespace, "memories": len(batch)})
     finish(bank, namespace, tell)
-    return PurgeReport(namespace, ids, uses, jobs, exports)
+    gone = set(done)
+    left = tuple(export for export in exports if export[0] in gone)
+    return PurgeReport(namespace, tuple(done), uses, jobs, left)
 
 
 def finish(bank: Bank, namespace: str, tell: Observer) -> int:
@@ -149,6 +158,11 @@ def _forget_in(bank: Bank, namespace: str, subject: str, actor: str, dry_run: bo
         change.note(EventKind.ERASED, None, {"memories": len(ids), "jobs": jobs, "uses": uses})
     bank.database.scrub()
     return Forgotten(namespace, ids, jobs, uses, exports)
+
+
+def _is(change: Change, memory_id: str, state: MemoryState) -> bool:
+    memory = change.session.get(MemoryRow, (change.namespace.name, memory_id))
+    return memory is not None and memory.state == state and not memory.pinned
 
 
 def _remove(change: Change, memory_id: str, reason: str | None) -> tuple[int, int]:

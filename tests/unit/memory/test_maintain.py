@@ -215,3 +215,18 @@ def test_a_schedule_runs_when_it_is_due_and_survives_failures(caplog: pytest.Log
     assert ran.count(1) == 3
     assert ran.count(2) == 1
     assert "the disk is full" in caplog.text
+
+
+def test_what_is_restored_in_between_is_not_purged(either_bank: Bank) -> None:
+    bank, retired = either_bank, STATES.RETIRED
+    namespace, [saved, gone] = fill(bank, [Spec(days=40, since=9, state=retired) for _ in range(2)])
+
+    def observe(name: str, _detail: dict[str, Any]) -> None:
+        if name == "purge.planned":
+            bank.transition(namespace, saved, STATES.ACTIVE, actor="person", reason=None)
+
+    report = maintain(bank, [namespace], Rules(), purge=True, now=NOW, observe=observe)
+    assert report.total("purged") == 1
+    assert bank.memory(namespace, saved).state is STATES.ACTIVE
+    with pytest.raises(NotFound, match="was purged"):
+        bank.memory(namespace, gone)
