@@ -22,9 +22,9 @@ from elm_agent.records import JobRecord, JobState, Recipe, idempotency_key, new_
 from elm_agent.storage.database import Database
 from elm_agent.storage.faults import Refused
 from elm_agent.storage.jobstate import end, end_of_abandoned, requeue
-from elm_agent.storage.ledger import check_here
+from elm_agent.storage.ledger import check_still_here
 from elm_agent.storage.rows import job_record, sealed_json
-from elm_agent.storage.schema import JobRow, NamespaceRow
+from elm_agent.storage.schema import JobRow
 from elm_agent.storage.vault import PlainVault, Vault
 
 _LONGEST_BACKOFF = 86_400.0  # seconds
@@ -95,16 +95,14 @@ class JobQueue:
         }
         try:
             with self._database.write() as session:
-                owner = session.get(NamespaceRow, namespace)
-                if owner is not None:
-                    check_here(owner)
                 now = self._database.now(session)
                 times = {"run_after": now, "created_at": now, "updated_at": now}
                 created = self._database.add_once(session, JobRow, values | times, ["namespace", "idempotency_key"])
+                check_still_here(session, namespace)
                 same = select(JobRow).where(JobRow.namespace == namespace, JobRow.idempotency_key == key)
                 return job_record(session.scalars(same).one(), vault), created
         except Refused:
-            raise NotFound(f"namespace {namespace!r} is not in this bank: bind it to a model first") from None
+            raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first") from None
 
     def cancel(self, job_id: str) -> JobRecord:
         """A queued job is cancelled at once, a running one is asked to stop; an ended one stays as it is."""
@@ -178,7 +176,7 @@ class JobQueue:
         """The next job for ``owner``, or None: highest priority, then oldest; due, or left by a dead worker.
 
         ``model_id``, ``tasks``: only jobs for this model and of these tasks, all others are left to others.
-        A dead worker's job whose attempts are used up becomes failed.
+        A dead worker's job whose attempts are used up becomes failed. Raises ``BankMoved``.
         """
         wanted = _for(model_id, tasks)
         with self._database.write() as session:
@@ -194,6 +192,8 @@ class JobQueue:
                 row.fence += 1
                 row.lease_until = now + timedelta(seconds=lease_seconds)
                 row.updated_at = now
+                session.flush()
+                check_still_here(session, row.namespace)
                 return Lease(job_record(row, self._vault), owner, row.fence)
         return None
 

@@ -31,7 +31,7 @@ def lock_namespace(session: Session, namespace: str) -> NamespaceRow:
     query = select(NamespaceRow).where(NamespaceRow.name == namespace).with_for_update(key_share=True)
     row = session.scalars(query).first()
     if row is None:
-        raise NotFound(f"namespace {namespace!r} is not in this bank: bind it to a model first")
+        raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first")
     check_here(row)
     return row
 
@@ -42,6 +42,23 @@ def check_here(row: NamespaceRow) -> None:
         raise BankMoved(f"namespace {row.name!r} was moved to {row.moved_to}: open the bank there")
 
 
+def check_still_here(session: Session, namespace: str) -> None:
+    """For a change that does not hold the namespace's row: asked after it was written, before the commit.
+
+    A move waits for writers that came first; who waited for the move sees here that it took place.
+    """
+    query = select(NamespaceRow).where(NamespaceRow.name == namespace).execution_options(populate_existing=True)
+    if (row := session.scalars(query).first()) is not None:
+        check_here(row)
+
+
+def check_not_moved(session: Session) -> None:
+    """Raise ``BankMoved`` when the bank is elsewhere: a new namespace here would be alone."""
+    gone = session.scalars(select(NamespaceRow).where(NamespaceRow.moved_to.is_not(None)).limit(1)).first()
+    if gone is not None:
+        check_here(gone)
+
+
 def find_memory(session: Session, namespace: str, memory_id: str) -> MemoryRow:
     """Raises ``NotFound``, also for a memory of another namespace."""
     row = session.get(MemoryRow, (namespace, memory_id))
@@ -49,7 +66,7 @@ def find_memory(session: Session, namespace: str, memory_id: str) -> MemoryRow:
         if (gone := session.get(TombstoneRow, (namespace, memory_id))) is not None:
             raise NotFound(f"memory {memory_id} was purged on {gone.purged_at:%Y-%m-%d} by {gone.actor}; it is gone")
         raise NotFound(
-            f"no memory {memory_id[:80]!r} in namespace {namespace!r}: `elm-agent memories list` shows what there is"
+            f"no memory {memory_id[:80]!r} in namespace {namespace[:100]!r}: `elm-agent memories list` shows all"
         )
     return row
 

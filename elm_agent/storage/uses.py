@@ -8,6 +8,7 @@ from elm_agent.errors import NotFound
 from elm_agent.records import UseOutcome, UseRecord
 from elm_agent.storage.database import Database
 from elm_agent.storage.faults import Refused
+from elm_agent.storage.ledger import check_still_here
 from elm_agent.storage.rows import use_record, use_values
 from elm_agent.storage.schema import MemoryRow, UseRow
 from elm_agent.storage.vault import Vault
@@ -26,6 +27,7 @@ class UseLog:
         try:
             with self._database.write() as session:
                 self._database.add_once(session, UseRow, values, ["namespace", "id"])
+                check_still_here(session, values["memory_namespace"])
         except Refused:
             home = use.memory_namespace or use.namespace
             raise NotFound(f"no memory {use.memory_id[:80]!r} in namespace {home!r} to note a use of") from None
@@ -35,8 +37,9 @@ class UseLog:
         statement = update(UseRow).where(UseRow.namespace == namespace, UseRow.id == use_id)
         with self._database.write() as session:
             found = session.execute(statement.values(outcome=outcome.value).returning(UseRow.id)).first()
+            check_still_here(session, namespace)
         if found is None:
-            raise NotFound(f"no use {use_id[:80]!r} in namespace {namespace!r}")
+            raise NotFound(f"no use {use_id[:80]!r} in namespace {namespace[:100]!r}")
 
     def list(self, namespace: str, memory_id: str | None, limit: int | None) -> list[UseRecord]:
         """Newest first."""
