@@ -7,6 +7,7 @@ Sources, strongest first: arguments, environment (``ELM_MODEL``, ``ELM_LEARNING_
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +19,17 @@ from elm_agent.errors import SettingsError
 from elm_agent.records import KeyKind, Recipe
 
 TaskName = Literal["math", "number", "choice", "text"]
+_LONGEST = 2_000  # characters of a text, path or URL
+_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")  # and what turns text around
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
+        return check_text(value)
 
 
 class LearningSettings(_Section):
@@ -201,6 +209,11 @@ class Settings(BaseSettings):
     eviction: EvictionSettings = EvictionSettings()
     ray: RaySettings = RaySettings()
 
+    @field_validator("*")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
+        return check_text(value)
+
     @field_validator("namespace")
     @classmethod
     def _namespace(cls, value: str) -> str:
@@ -235,6 +248,17 @@ class Settings(BaseSettings):
     def resolved_tensors(self) -> str:
         """A folder, or the URL of a file system that fsspec knows."""
         return self.tensors or str(self.home / "tensors")
+
+
+def check_text(value: Any) -> Any:
+    """A setting that is no text, or one that a file name, a URL and a terminal can carry; or a ``SettingsError``."""
+    if isinstance(value, str | Path):
+        text = str(value)
+        if len(text) > _LONGEST:
+            raise SettingsError(f"{text[:40]!r}… has {len(text)} characters: expected at most {_LONGEST}")
+        if bad := _NO_TEXT.search(text):
+            raise SettingsError(f"{text[:80]!r} holds {bad[0]!r}: expected text without control characters")
+    return value
 
 
 def check_namespace(value: str) -> str:

@@ -213,13 +213,15 @@ def signals_wait() -> Iterator[None]:
 def _checked_url(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number is the latter
         raise SettingsError("the database URL cannot be read: expected sqlite:///FILE or postgresql://…") from None
     backend = parsed.get_backend_name()
     if backend in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise SettingsError(f"database {backend!r} is not known: expected sqlite:///FILE or postgresql://…")
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise SettingsError(f"database {parsed.drivername!r} is not known: expected sqlite:///FILE")
     if parsed.database in (None, "", ":memory:"):
         raise SettingsError("a bank needs a database on disk: got SQLite in memory, expected sqlite:///FILE")
     return parsed

@@ -148,7 +148,10 @@ class LocalTensors:
 
     def _make_folder(self, folder: Path) -> None:
         if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # some file systems take no folders; that is no missing tensor
+                raise StorageError(f"folder {folder} cannot be made: {disk_advice(error, self.directory)}") from error
             sync_folder(folder.parent)
             sync_folder(self.directory)
 
