@@ -19,6 +19,7 @@ from elm_agent import __version__
 from elm_agent.cli import (
     ask,
     audit,
+    bank,
     config,
     demo,
     doctor,
@@ -173,6 +174,7 @@ app.command("import")(shared(packs.import_))
 app.add_typer(audit.app)
 app.add_typer(encryption.app)
 app.add_typer(keys.app)
+app.add_typer(bank.app)
 app.command("doctor")(shared(doctor.doctor))
 app.add_typer(models.app)
 app.add_typer(config.app)

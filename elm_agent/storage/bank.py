@@ -91,6 +91,7 @@ class Bank(BankReader):
             row = session.get(NamespaceRow, namespace)
         if row is None:
             with self.database.write() as session:
+                ledger.check_not_moved(session)
                 values = publish.namespace_values(namespace, model, actor, self.database.now(session))
                 self.database.add_once(session, NamespaceRow, values, ["name"])
                 row = ledger.lock_namespace(session, namespace)
