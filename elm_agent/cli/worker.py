@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from elm_agent.cli.opening import opened_runtime
 from elm_agent.cli.options import Shared
-from elm_agent.cli.output import Output, short
+from elm_agent.cli.output import Output, plain, short
+from elm_agent.errors import InputError
 
 if TYPE_CHECKING:
-    from elm_agent.memory.worker import Worker
+    from elm_agent.executors.ray import RayRunner, RayStatus
+    from elm_agent.runtime import Runtime
 
 LEARNT_ELSEWHERE = {"worker": {"mode": "external"}}  # no second learner in this process
+_LOOK_SECONDS = 1.0  # between two looks at the workers on Ray
 
 
 def worker(
@@ -28,29 +31,65 @@ def worker(
 ) -> None:
     """Learn what waits in the queue, for this model and all namespaces, until stopped.
 
+    With `worker.mode = "ray"` it keeps workers on a Ray cluster instead, as many as the queue is deep.
     Ctrl-C or SIGTERM stops after the current training step, and the unfinished job goes back to the queue.
     """
     out = options.output()
+    if options.load().worker.mode == "ray":
+        if concurrency > 1:
+            raise InputError("--concurrency is for learning in this process: on Ray set ray.max_actors")
+        with opened_runtime(options, owns_index=False) as runtime:
+            _learn_on_ray(runtime, out, once=once)
+        return
     with opened_runtime(options, owns_index=False, **LEARNT_ELSEWHERE) as runtime:
         learner = runtime.worker(concurrency=concurrency, observe=lambda name, detail: _tell(out, name, detail))
         out.note(f"learning with {runtime.model.fingerprint.name}; Ctrl-C stops")
-        with _stopped_by_signals(learner) as stopped:
+        with _stopped_by_signals(learner.stop) as stopped:
             taken = learner.run(once=once)
         if stopped.is_set():
             raise KeyboardInterrupt
         out.note(f"{taken} jobs taken; none is due")
 
 
+def _learn_on_ray(runtime: Runtime, out: Output, *, once: bool) -> None:
+    """Say how the workers are until nothing is due (``once``) or a signal comes; closing the runtime stops them."""
+    runner = cast("RayRunner", runtime.runner)
+    out.note(f"learning with {runtime.model.fingerprint.name} on Ray; Ctrl-C stops")
+    told: tuple[object, ...] = ()
+    with _stopped_by_signals(lambda: None) as stopped:
+        idle = False
+        while not stopped.is_set() and not (idle and once):
+            idle = runner.wait_idle(_LOOK_SECONDS)
+            status = runner.status()
+            now = (status.wanted, status.problem, *((actor.name, actor.state) for actor in status.actors))
+            if now != told:
+                _tell_status(out, status)
+            told = now
+            if idle and not once:
+                stopped.wait(_LOOK_SECONDS)
+    if stopped.is_set():
+        raise KeyboardInterrupt
+    out.note("no job is due")
+
+
+def _tell_status(out: Output, status: RayStatus) -> None:
+    if out.json:
+        out.event("ray.status", plain(status))
+        return
+    actors = ", ".join(f"{actor.name} {actor.state}" for actor in status.actors) or "no workers"
+    out.say(f"{status.jobs} jobs, {status.wanted} workers wanted: {actors}")
+
+
 @contextmanager
-def _stopped_by_signals(learner: Worker) -> Iterator[threading.Event]:
-    """The first signal asks the worker to stop between two steps, the second interrupts it."""
+def _stopped_by_signals(ask: Callable[[], None]) -> Iterator[threading.Event]:
+    """The first signal calls ``ask``, which asks the worker to stop between two steps, the second interrupts it."""
     stopped = threading.Event()
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
-        learner.stop()
+        ask()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -164,3 +167,53 @@ def test_a_factory_that_fails_is_not_waited_for(opened: Opened, caplog: pytest.L
     with pytest.raises(JobError, match=r"failed while opening: SettingsError: ray\.factory .* cannot be imported"):
         runtime.runner.wait_idle(60)
     assert "failed while opening" in caplog.text
+
+
+# --- a cluster of one's own, by commands ---------------------------------------------------------------------
+
+COMMAND = """
+import elm_agent.runtime
+from elm_agent.testing.scripted import open_scripted_runtime
+
+real = elm_agent.runtime.open_runtime
+def opened(settings, **more):
+    elm_agent.runtime.open_runtime = real
+    return open_scripted_runtime(settings, **more)
+elm_agent.runtime.open_runtime = opened
+
+from elm_agent.cli import main
+main()
+"""
+
+
+def command(home: Path, *words: str) -> subprocess.Popen[str]:
+    """``elm-agent`` with the scripted trainer, here and on Ray."""
+    settings = {"ELM_WORKER__MODE": "ray", "ELM_RAY__FACTORY": FACTORY, "ELM_INDEX": "exact", "ELM_MODEL": "fake"}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *words, "--home", str(home)],
+        env={**os.environ, **settings, "RAY_ADDRESS": "local", "ELM_RAY__MIN_ACTORS": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_worker_command_on_a_cluster_of_its_own(tmp_path: Path) -> None:
+    with open_scripted_runtime(Settings(home=tmp_path, index="exact", worker={"mode": "external"})) as runtime:
+        job, held = ask(runtime, "What is 9?"), ask(runtime, "[hold:command] for long")
+        process = command(tmp_path, "worker", "--json")
+        until(lambda: runtime.bank.jobs.get(job.id).state is JobState.DONE, "the first job to be done")
+        until(lambda: begun(tmp_path, held), "the second job to begin")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 130, err
+        told = [json.loads(line) for line in out.splitlines()]
+        assert "ray.status" in [line.get("event") for line in told]
+        back = runtime.bank.jobs.get(held.id)
+        assert (back.state, back.attempts) == (JobState.QUEUED, 0)
+        let_go(tmp_path, "command")
+        process = command(tmp_path, "worker", "--once")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "1 workers wanted: learner 1 working" in out
+        done_once(runtime, [job, held])
