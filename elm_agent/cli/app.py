@@ -25,6 +25,7 @@ from elm_agent.cli import (
     doctor,
     encryption,
     forget,
+    index,
     jobs,
     keys,
     maintain,
@@ -175,6 +176,7 @@ app.add_typer(audit.app)
 app.add_typer(encryption.app)
 app.add_typer(keys.app)
 app.add_typer(bank.app)
+app.add_typer(index.app)
 app.command("doctor")(shared(doctor.doctor))
 app.add_typer(models.app)
 app.add_typer(config.app)

@@ -360,8 +360,10 @@ class Bank(BankReader):
         """
         return self._search.scrub(namespace)
 
-    def refill_index(self, namespace: str, progress: Callable[[int, int], None] | None = None) -> int:
-        """Feed the durable index from the keys themselves, whatever it holds; how many keys came or went.
+    def rebuild_index(
+        self, namespace: str | None = None, progress: Callable[[str, int, int], None] | None = None
+    ) -> dict[str, int]:
+        """Make the indexes anew from the keys in the database, of one namespace or of all; keys fed by namespace.
 
         ``progress(keys done, keys in all)``. Raises ``IndexUnavailable``.
         """

@@ -75,14 +75,16 @@ class ChromaIndex(ChromaKeys):
         return True
 
     def wipe(self) -> None:
-        """Begin anew with an empty folder; works on a broken one too."""
+        """Begin anew with an empty folder; works on a broken one too, and deletes what was kept of an earlier one."""
         with self._lock:
             self._own()
             self._disconnect()
             with explained(partial(_unavailable, self.directory)):
-                if self.directory.exists():
-                    shutil.rmtree(self.directory)
-                self._begin()
+                name = self._kept_name()
+                for folder in (self.directory, self._aside):
+                    if folder.exists():
+                        shutil.rmtree(folder)
+                self._begin(name)
                 self._client = open_client(self.directory)
 
     def close(self) -> None:
@@ -120,21 +122,31 @@ class ChromaIndex(ChromaKeys):
     def _prepare(self) -> None:
         """After this the folder is one that a child process has opened, or a new one."""
         if not (self.directory / "chroma.sqlite3").exists():
-            self._begin()
+            self._begin(self._kept_name())
             return
         if not os.access(self.directory, os.W_OK):
             raise IndexUnavailable(f"the Chroma index {self.directory} is not writable; check its owner and mount")
         if _broken(self.directory, self._probe_seconds):
-            aside = self.directory.with_name(self.directory.name + ".broken")  # the last one is kept for inspection
-            if aside.exists():
-                shutil.rmtree(aside)
-            self.directory.rename(aside)
-            self._begin()
+            name = self._kept_name()
+            if self._aside.exists():
+                shutil.rmtree(self._aside)
+            self.directory.rename(self._aside)
+            self._begin(name)
 
-    def _begin(self) -> None:
+    @property
+    def _aside(self) -> Path:
+        """Where a broken folder is kept for inspection, the last one."""
+        return self.directory.with_name(self.directory.name + ".broken")
+
+    def _kept_name(self) -> str:
+        """That of the folder, also when its content goes: what was fed to it is noted by it."""
+        known = self.name.removeprefix("chroma").removeprefix("-")
+        return known or token_hex(4)
+
+    def _begin(self, own_name: str) -> None:
         """The mark is on disk before anything else: a crash from here on cannot lose that a feed is due."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        for name, text in ((_NAME, token_hex(4)), (_MARK, "")):
+        for name, text in ((_NAME, own_name), (_MARK, "")):
             with open(self.directory / name, "w", encoding="ascii") as file:
                 file.write(text)
                 file.flush()

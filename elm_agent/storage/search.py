@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,7 +16,7 @@ from elm_agent.protocols import IndexCapability
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest, utcnow
 from elm_agent.storage.database import Database
 from elm_agent.storage.feed import FedIndex, changes_between, revision_of
-from elm_agent.storage.feed_durable import DurableFeed, Progress, fed_indexes
+from elm_agent.storage.feed_durable import DurableFeed, fed_indexes
 from elm_agent.storage.feed_exact import ExactFeed
 from elm_agent.storage.index_exact import ExactIndex
 from elm_agent.storage.rows import unpack
@@ -22,6 +24,7 @@ from elm_agent.storage.schema import KeyRow, MemoryRow
 from elm_agent.storage.vault import PlainVault, Vault
 
 IndexChoice = Literal["auto", "exact", "durable"]
+RebuildProgress = Callable[[str, int, int], None]
 
 _SLACK = 8  # candidates beyond k, so that a few that are no longer usable cost no second search
 _ROUGH = 128  # candidates that a projection gives at least, so that the nearest is among them
@@ -75,9 +78,16 @@ class Search:
             return 0
         return self._durable_feed.feed(namespace)
 
-    def refill(self, namespace: str, progress: Progress | None = None) -> int:
-        """Feed the durable index from the keys themselves, whatever it holds. Raises ``IndexUnavailable``."""
-        return self._open_durable()[1].refill(namespace, progress)
+    def rebuild(self, namespaces: list[str], *, wipe: bool, progress: RebuildProgress | None) -> dict[str, int]:
+        """See ``Bank.rebuild_index``; ``wipe`` begins with an empty index, which also forgets other namespaces."""
+        for namespace in namespaces:
+            self._exact_feed.scrub(namespace)
+        if not self.keeps_durable():
+            return dict.fromkeys(namespaces, 0)
+        durable, feed = self._open_durable()
+        if wipe:
+            durable.wipe()
+        return {name: feed.refill(name, partial(progress, name) if progress else None) for name in namespaces}
 
     def scrub(self, namespace: str) -> list[str]:
         """Remove what deleted keys left in the files of indexes; to be called after the deletion's commit.
