@@ -30,7 +30,7 @@ class UseLog:
                 check_still_here(session, values["memory_namespace"])
         except Refused:
             home = use.memory_namespace or use.namespace
-            raise NotFound(f"no memory {use.memory_id[:80]!r} in namespace {home!r} to note a use of") from None
+            raise NotFound(f"no memory {use.memory_id[:80]!r} in namespace {home[:100]!r} to note a use of") from None
 
     def settle(self, namespace: str, use_id: str, outcome: UseOutcome) -> None:
         """Write down the outcome once it is known; the last word counts. Raises ``NotFound``."""
