@@ -91,7 +91,8 @@ def check_learned_once(bank: Bank, job: JobRecord) -> None:
     (memory,) = bank.memories("default")
     assert (done.state, done.memory_id) == (JobState.DONE, memory.id)
     assert memory.state is MemoryState.ACTIVE
-    assert [event.kind for event in bank.events("default")] == [EventKind.CREATED]
+    made = [EventKind.CREATED, EventKind.GATED, EventKind.ACTIVATED]
+    assert [event.kind for event in bank.events("default")] == made
     assert bank.episode("default", memory.id).question == QUESTION
     prompt = bank.prompt("default", memory.id)
     assert prompt.prompt_VE.shape == (RECIPE.virtual_tokens, MODEL.width)

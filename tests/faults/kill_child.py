@@ -1,0 +1,209 @@
+"""Works on a bank in a process of its own, says what was acknowledged to it, and is killed in the middle of it.
+
+Each line of work says what it is about to do where that cannot be asked afterwards, and what the bank has
+acknowledged. What was said is in the pipe whatever becomes of the process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from dying_worker import make_worker
+
+from elm_agent.protocols import Observer
+from elm_agent.records import (
+    KeyKind,
+    MemoryState,
+    Recipe,
+    Route,
+    UseOutcome,
+    UseRecord,
+    new_id,
+    utcnow,
+)
+from elm_agent.storage import upkeep
+from elm_agent.storage.bank import Bank
+from elm_agent.storage.database import Database
+from elm_agent.storage.index_chroma import ChromaIndex
+from elm_agent.storage.index_exact import ExactIndex
+from elm_agent.storage.packs import import_pack
+from elm_agent.storage.rotation import rotate_data
+from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.vault_opening import open_vault
+from elm_agent.testing.doubles import fake_fingerprint
+
+MODEL = fake_fingerprint()
+RECIPE = Recipe(virtual_tokens=3, rollouts=2, steps=2)
+NAMESPACE = "default"
+MARK = "kamquat"  # in every text that a purge has to remove
+Say = Callable[[str, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a bank is, and how it is opened."""
+
+    url: str
+    home: Path
+    index: str = "exact"
+    encrypted: bool = False
+
+    def open(self) -> Bank:
+        database = Database.open(self.url)
+        chroma = ChromaIndex(self.home / "chroma") if self.index == "chroma" else None
+        return Bank(
+            database,
+            LocalTensors(self.home / "tensors"),
+            index="durable" if chroma else "exact",
+            durable=chroma,
+            exact=ExactIndex(self.home / "index", keep_above=4),
+            vault=open_vault(database, function=lambda: b"k" * 32) if self.encrypted else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """``work`` on ``memories`` or ``packs``. ``step``, ``nth``: where it kills itself; None: somebody else does."""
+
+    work: str
+    memories: Sequence[str] = ()
+    packs: Sequence[Path] = ()
+    step: str | None = None
+    nth: int = 1
+
+
+def start(place: Place, errand: Errand) -> tuple[ForkServerProcess, Connection]:
+    """The process, and where it is heard. A server forks it, so torch and the rest are imported once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch", "chromadb", "psycopg"])
+    heard, said = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(place, errand, said))
+    process.start()
+    said.close()
+    return process, heard
+
+
+def _run(place: Place, errand: Errand, said: Connection) -> None:
+    left = errand.nth
+
+    def tell(step: str, _detail: dict[str, Any]) -> None:
+        nonlocal left
+        if step == errand.step:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    bank = place.open()
+    say: Say = lambda what, detail: said.send((what, detail))  # noqa: E731
+    say("ready", None)
+    WORK[errand.work](bank, errand, say, tell)
+    say("finished", None)
+    bank.close()
+
+
+# --- the lines of work; each goes on as long as it has something to do ------------------------------------------
+
+
+def learn(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    def observe(step: str, detail: dict[str, Any]) -> None:
+        tell(step, detail)
+        if step == "job.done":
+            say("learned", [detail["memory_id"]])
+
+    for _ in range(1 if errand.step else 10_000):
+        question = f"What is {MARK} {secrets.token_hex(8)}?"
+        job, _ = bank.jobs.enqueue(NAMESPACE, question, task="math", model_id=MODEL.id, recipe=RECIPE)
+        say("queued", job.id)
+        make_worker(bank, observe=observe).run_one()
+
+
+def use(bank: Bank, errand: Errand, say: Say, _tell: Observer) -> None:
+    for n in range(10_000):
+        use = _use(errand.memories[n % len(errand.memories)])
+        bank.record_use(use)
+        say("used", (use.id, use.memory_id))
+        bank.settle_use(NAMESPACE, use.id, UseOutcome.FIXED)
+
+
+def count(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    of: dict[str, Any] = {"actor": "upkeep", "vault": bank.vault, "tell": tell}
+    for _ in range(1 if errand.step else 10_000):
+        for memory_id in errand.memories[:3]:
+            use = _use(memory_id)
+            bank.record_use(use)
+            say("used", (use.id, use.memory_id))
+        list(upkeep.count_uses(bank.database, NAMESPACE, **of))
+        list(upkeep.prune_outbox(bank.database, NAMESPACE, **of, keep=0))
+
+
+def evict(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    pair = list(errand.memories[:2])
+    for _ in range(1 if errand.step else 10_000):
+        say("evicting", pair)
+        bank.evict(NAMESPACE, dict.fromkeys(pair, f"it did {MARK}"), actor="policy", observe=tell)
+        say("evicted", pair)
+        for memory_id in pair:
+            say("restoring", [memory_id])
+            bank.transition(NAMESPACE, memory_id, MemoryState.ACTIVE, actor="user", reason=None)
+            say("restored", [memory_id])
+
+
+def purge(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    """Two memories at a time, each with a use to take with it."""
+    for n in range(0, len(errand.memories), 2):
+        pair = list(errand.memories[n : n + 2])
+        for memory_id in pair:
+            bank.record_use(_use(memory_id))
+        say("purging", pair)
+        bank.purge(NAMESPACE, pair, actor="user", reason=f"no more {MARK}", observe=tell)
+        say("purged", pair)
+
+
+def take_in(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    for path in errand.packs:
+        say("importing", str(path))
+        report = import_pack(bank, NAMESPACE, path, actor="user", observe=tell)
+        say("imported", [new for _, new in report.ids])
+
+
+def rotate(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    for _ in range(1 if errand.step else 10_000):
+        say("rotated", rotate_data(bank, NAMESPACE, observe=tell).version)
+
+
+WORK: dict[str, Callable[[Bank, Errand, Say, Observer], None]] = {
+    "learn": learn,
+    "use": use,
+    "count": count,
+    "evict": evict,
+    "purge": purge,
+    "import": take_in,
+    "rotate": rotate,
+}
+
+
+def _use(memory_id: str) -> UseRecord:
+    return UseRecord(
+        id=new_id("use"),
+        namespace=NAMESPACE,
+        memory_id=memory_id,
+        question=f"use of {MARK}",
+        similarity=0.5,
+        key_kind=KeyKind.INPUT,
+        route=Route.MEMORY,
+        reason=None,
+        answer="1",
+        memory_answer="1",
+        zero_shot_answer="2",
+        outcome=UseOutcome.UNKNOWN,
+        created_at=utcnow(),
+    )
