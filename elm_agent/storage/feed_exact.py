@@ -35,13 +35,17 @@ class ExactFeed:
 
     def sync(self, namespace: str, kind: KeyKind) -> None:
         """Afterwards everything that was committed before the call is in the index."""
-        with self._lock, self._database.read() as session:
-            newest = revision_of(session, namespace)  # read first: what is loaded may be newer, never older
-            if self._seen.get((namespace, kind)) == newest:
-                return
-            self._advance(session, namespace, kind, newest)
+        with self._lock:
+            with self._database.read() as session:
+                newest = revision_of(session, namespace)  # read first: what is loaded may be newer, never older
+                if self._seen.get((namespace, kind)) == newest:
+                    return
+                origin = _origin(session, namespace, newest)
+                advanced = self._advance(session, namespace, kind, newest)
+            if not advanced:  # outside: a read within a read waits for a writer of SQLite, which waits for the outer
+                self._load(namespace, kind, Mark(newest, origin))
             self._seen[namespace, kind] = newest
-            mark = Mark(newest, _origin(session, namespace, newest)) if self._index.due(namespace, kind) else None
+            mark = Mark(newest, origin) if self._index.due(namespace, kind) else None
         if mark is not None:
             self._keep(namespace, kind, mark)
 
@@ -52,7 +56,8 @@ class ExactFeed:
             for kind in KeyKind:
                 self._seen.pop((namespace, kind), None)
 
-    def _advance(self, session: Session, namespace: str, kind: KeyKind, newest: int) -> None:
+    def _advance(self, session: Session, namespace: str, kind: KeyKind, newest: int) -> bool:
+        """Bring the index up to date by the outbox; False when it has to be loaded from nothing."""
         floor = floor_of(session, namespace)
         seen = self._seen.get((namespace, kind))
         if seen is None or seen < floor:
@@ -64,8 +69,7 @@ class ExactFeed:
                     seen = None
                     break
                 self._index.apply(namespace, kind, changes.upsert, changes.delete)
-        if seen is None:
-            self._load(session, namespace, kind, newest)
+        return seen is not None
 
     def _restored(self, session: Session, namespace: str, kind: KeyKind, floor: int) -> int | None:
         def trusted(mark: Mark) -> bool:
@@ -79,10 +83,9 @@ class ExactFeed:
             return None
         return mark.revision if mark is not None else None
 
-    def _load(self, session: Session, namespace: str, kind: KeyKind, newest: int) -> None:
+    def _load(self, namespace: str, kind: KeyKind, newest: Mark) -> None:
         """From nothing. A snapshot of before a purge, of whatever process, may hold the purged key: it goes."""
-        origin = _origin(session, namespace, newest)
-        if self._index.restore(namespace, kind, lambda mark: mark == Mark(newest, origin)) is not None:
+        if self._index.restore(namespace, kind, lambda mark: mark == newest) is not None:
             return
         self._index.scrub(namespace)
         for other in KeyKind:
