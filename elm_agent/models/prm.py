@@ -87,7 +87,7 @@ class ProcessRewardModel:
         if not steps:
             raise InputError("a solution has no step to judge: expected at least one")
         # The marker written out in a text would be taken for one of ours and shift every score behind it.
-        question, *steps = (text.replace(STEP_TOKEN, "") for text in (question, *steps))
+        question, *steps = (_readable(text.replace(STEP_TOKEN, "")) for text in (question, *steps))
         chat = self.tokenizer.apply_chat_template(
             [
                 {"role": "system", "content": SYSTEM_PROMPT},
@@ -177,3 +177,8 @@ def _read_config(path: Path) -> Qwen2Config:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _readable(text: str) -> str:
+    """``text`` as a tokenizer takes it: lone surrogates, which no encoding has, become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -13,6 +13,7 @@ The promises are those of ``elm_agent.protocols``. Needs pytest, which the libra
 from __future__ import annotations
 
 from elm_agent.testing.conformance_jobs import ExecutorCapability, JobExecutorSuite
+from elm_agent.testing.conformance_judges import TaskSuite, VerifierCapability, VerifierSuite
 from elm_agent.testing.database_suite import DatabaseCapability, DatabaseSuite
 from elm_agent.testing.index_processes import entries, unit_vectors
 from elm_agent.testing.index_suite import KeyIndexSuite
@@ -24,7 +25,10 @@ __all__ = [
     "ExecutorCapability",
     "JobExecutorSuite",
     "KeyIndexSuite",
+    "TaskSuite",
     "TensorStoreSuite",
+    "VerifierCapability",
+    "VerifierSuite",
     "entries",
     "unit_vectors",
 ]
