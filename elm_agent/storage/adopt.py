@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select
 
-from elm_agent.errors import InputError
+from elm_agent.errors import InputError, StorageError
 from elm_agent.protocols import Observer, TensorStore
 from elm_agent.records import (
     FORMAT_VERSION,
@@ -108,7 +108,8 @@ def adopt(
             is_new = content not in ids
             if is_new:
                 if not digest:
-                    raise InputError("a memory was purged while it was imported again: import the pack once more")
+                    raise StorageError("a memory was purged while it was imported again: import the pack once more")
+                tensors.age(namespace, digest)  # a purge of the same bytes may have come in between
                 ids[content] = new_id("mem")
                 new.append((ids[content], item, content, digest, data))
             results.append((ids[content], is_new))

@@ -136,6 +136,7 @@ class Bank(BankReader):
             now = self.database.now(session)
             job = fenced(session, lease)
             owner = ledger.lock_namespace(session, namespace)
+            self.tensors.age(namespace, digest)  # a purge of the same bytes may have come in between
             publish.check_model(owner, model)
             episode = publish.new_episode(lease, trained, task=task, now=now)
             session.add(rows.episode_row(episode, self.vault))
@@ -365,9 +366,11 @@ class Bank(BankReader):
     ) -> dict[str, int]:
         """Make the indexes anew from the keys in the database, of one namespace or of all; keys fed by namespace.
 
-        ``progress(keys done, keys in all)``. Raises ``IndexUnavailable``.
+        ``progress(namespace, keys done, keys in all)``. Raises ``NotFound`` or ``IndexUnavailable``.
         """
-        return self._search.refill(namespace, progress)
+        if namespace is not None:
+            return self._search.rebuild([namespace], wipe=False, progress=progress)
+        return self._search.rebuild([info.name for info in self.namespaces()], wipe=True, progress=progress)
 
     def close(self) -> None:
         """Give the indexes and the database back. The bank cannot be used afterwards."""

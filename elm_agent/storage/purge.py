@@ -33,6 +33,7 @@ from elm_agent.storage.schema import (
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
 
+ACTOR = "purge"
 _BATCH = 100  # memories of one transaction
 
 
@@ -105,12 +106,15 @@ def finish(bank: Bank, namespace: str, tell: Observer) -> int:
     )
     with bank.database.read() as session:
         found = [(memory_id, digest) for memory_id, digest in session.execute(pending) if digest is not None]
-        named = _named(session, namespace, [digest for _, digest in found])
     if not found:
         return 0
-    for _, digest in found:
-        if digest not in named:
-            bank.tensors.delete(namespace, digest)
+    for start in range(0, len(found), _BATCH):
+        digests = [digest for _, digest in found[start : start + _BATCH]]
+        # under the namespace's lock: whoever publishes the same bytes holds it when it looks that they are there
+        with changing(bank.database, namespace, actor=ACTOR, vault=bank.vault) as change:
+            named = _named(change.session, namespace, digests)
+            for digest in set(digests) - named:
+                bank.tensors.delete(namespace, digest)
     bank.drop_caches(namespace, [memory_id for memory_id, _ in found])
     tell("purge.files", {"namespace": namespace, "memories": len(found)})
     bank.scrub_indexes(namespace)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from bank_helpers import MODEL, RECIPE, trained, unit
 
-from elm_agent.errors import InputError, LeaseLost, NotFound, StorageError
+from elm_agent.errors import InputError, LeaseLost, NotFound, StorageError, TensorMissing
 from elm_agent.records import EventKind, Hit, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
@@ -173,3 +173,22 @@ def test_many_are_evicted_at_once(bank: Bank) -> None:
     evicted = bank.memory("default", first)
     assert (evicted.state, evicted.reason) == (MemoryState.RETIRED, "old")
     assert evicted.state_since == evicted.updated_at > evicted.created_at
+
+
+def test_bytes_that_are_purged_while_they_are_published_again_are_not_lost_unseen(bank: Bank) -> None:
+    """The tensor of the new memory is put, then a purge takes the same bytes away: the job is tried again."""
+    first = publish(bank, "one", seed=1)
+    bank.jobs.enqueue("default", "the same again", task="math", model_id=MODEL.id, recipe=RECIPE)
+    lease = bank.jobs.claim("worker", lease_seconds=60)
+    assert lease is not None
+
+    def purge(step: str, _: dict[str, object]) -> None:
+        if step == "tensor.durable":
+            bank.purge("default", [first], actor="t", reason=None)
+
+    made = {"task": "math", "model": MODEL, "recipe": RECIPE, "state": MemoryState.ACTIVE, "reason": None}
+    with pytest.raises(TensorMissing):
+        bank.publish(lease, trained(X, seed=1), **made, observe=purge)
+    assert bank.memories("default") == []
+    memory = bank.publish(lease, trained(X, seed=1), **made)
+    assert bank.prompt("default", memory.id).virtual_tokens == 2
