@@ -21,7 +21,7 @@ def upgrade(reading: Engine, writing: Engine, *, busy_seconds: float) -> None:
 
     Raises:
         StoreBusy: somebody else has been migrating for ``busy_seconds``.
-        StorageError: the database was written by a newer version of the library.
+        StorageError: the database was written by a newer version of the library, or is half of a bank.
     """
     with reading.connect() as connection:
         if _version(connection) == HEAD:
@@ -53,6 +53,11 @@ def _migrate(connection: Connection, version: str | None) -> None:
         raise StorageError(
             f"the database {connection.engine.url.render_as_string(hide_password=True)} was written by a newer "
             f"elm-agent (schema {version}, this one knows up to {HEAD}); run `pip install --upgrade elm-agent`"
+        )
+    if version is None and inspect(connection).has_table("namespaces"):
+        raise StorageError(
+            f"the database {connection.engine.url.render_as_string(hide_password=True)} has tables of a bank but no "
+            "version: a migration was broken off by something else than elm-agent; restore it from a backup"
         )
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

@@ -1,0 +1,153 @@
+"""A bank of the first schema, with rows in it, comes to the newest one and back, on both databases."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import first_schema
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, inspect, text
+
+import elm_agent.storage
+from elm_agent.errors import StorageError
+from elm_agent.records import EventKind, KeyKind, MemoryState
+from elm_agent.storage import chain
+from elm_agent.storage.bank import Bank
+from elm_agent.storage.database import Database, connect_only
+from elm_agent.storage.schema import HEAD
+from elm_agent.testing.memory_stores import MemoryTensors
+
+MIGRATIONS = Path(elm_agent.storage.__file__).parent / "migrations"
+
+
+@pytest.fixture
+def first(database_url: str) -> Iterator[Engine]:
+    """A database of schema 0001 with rows in every table."""
+    to_version(database_url, "0001")
+    engine = connect_only(database_url)
+    first_schema.fill(engine)
+    yield engine
+    engine.dispose()
+
+
+def to_version(url: str, version: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = connect_only(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        step = command.downgrade if _is_newer(connection, version) else command.upgrade
+        step(config, version)
+    engine.dispose()
+
+
+def _is_newer(connection: Any, version: str) -> bool:
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    there: str = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return there > version
+
+
+def version_of(engine: Engine) -> str:
+    with engine.connect() as connection:
+        return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
+
+
+def test_rows_of_the_first_schema_arrive_whole(first: Engine, database_url: str) -> None:
+    before = first_schema.rows(first)
+    bank = Bank(Database.open(database_url), MemoryTensors(), index="exact")
+    assert version_of(first) == HEAD
+    for name in ("default", "other"):
+        report = chain.verify(bank.database, name)
+        assert report.broken is None
+        assert report.events == len([event for event in before["events"] if event["namespace"] == name])
+    memories = {memory.id: memory for memory in bank.memories("default")}
+    assert {memory.state for memory in memories.values()} == set(MemoryState) - {MemoryState.PURGED}
+    for old in (row for row in before["memories"] if row["namespace"] == "default"):
+        new = memories[old["id"]]
+        assert (new.question, new.reason, new.pinned) == (old["question"], old["reason"], bool(old["pinned"]))
+        assert (new.origin, new.subject, new.valid_until) == ("local", None, None)
+        assert (new.state_since, new.content_digest) == (new.updated_at, new.tensor_digest)
+        assert bank.episode("default", new.id).question == old["question"]
+        assert bank.keys("default", new.id).input.shape == (4,)
+    active = next(memory for memory in memories.values() if memory.state == MemoryState.ACTIVE)
+    assert (active.uses, active.fixed) == (2, 1)
+    [hit] = bank.nearest("default", KeyKind.INPUT, first_schema.KEY, 5)
+    assert hit.memory_id == active.id
+    [evicted] = bank.events("default", kind=EventKind.EVICTED)
+    assert (evicted.note, evicted.detail) == (first_schema.REASON, {"from": "active"})
+    assert [job.state for job in bank.jobs.list("default")] == ["queued", "done"]
+    # and the chain goes on
+    bank.pin("default", active.id, True, actor="test")
+    assert chain.verify(bank.database, "default").broken is None
+    bank.close()
+
+
+def test_down_to_the_first_schema_and_up_again(first: Engine, database_url: str) -> None:
+    before = first_schema.rows(first)
+    to_version(database_url, "head")
+    to_version(database_url, "0001")
+    assert first_schema.rows(first) == before
+    Database.open(database_url).close()
+    database = Database.open(database_url)
+    assert chain.verify(database, "default").broken is None
+    database.close()
+
+
+def test_what_only_the_new_schema_knows_is_named_on_the_way_down(first: Engine, database_url: str) -> None:
+    bank = Bank(Database.open(database_url), MemoryTensors(), index="exact")
+    [memory] = bank.memories("default", state=MemoryState.CANDIDATE)
+    bank.review("default", memory.id, actor="somebody", verdict="good", note="I looked")
+    bank.purge("default", [memory.id], actor="somebody", reason=None)
+    bank.close()
+    to_version(database_url, "0001")
+    found = first_schema.rows(first)
+    assert ("default", memory.id) not in {(row["namespace"], row["id"]) for row in found["memories"]}
+    kinds = [(event["kind"], json.loads(event["detail"]).get("was")) for event in found["events"]]
+    assert ("repaired", "purged") in kinds
+    assert ("repaired", "reviewed") in kinds
+
+
+def test_processes_that_open_it_at_once_migrate_it_once(first: Engine, database_url: str) -> None:
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(4, mp_context=context) as pool:
+        heads = list(pool.map(first_schema.open_and_verify, [database_url] * 8))
+    assert len(set(heads)) == 1
+    assert version_of(first) == HEAD
+
+
+@pytest.mark.parametrize("table", ["uses", "exports"])
+def test_a_migration_that_dies_inside_is_undone(first: Engine, database_url: str, table: str) -> None:
+    """Killed when ``table`` is made: everything is as it was, and the next one who opens it migrates."""
+    before = first_schema.rows(first)
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=first_schema.die_inside, args=(database_url, table))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -9
+    assert version_of(first) == "0001"
+    assert first_schema.rows(first) == before
+    Database.open(database_url).close()
+    assert version_of(first) == HEAD
+
+
+def test_tables_without_a_version_are_refused_in_one_sentence(first: Engine, database_url: str) -> None:
+    with first.begin() as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
+    with pytest.raises(StorageError, match="has tables of a bank but no version"):
+        Database.open(database_url)
+
+
+def test_a_newer_database_is_refused_and_left_alone(first: Engine, database_url: str) -> None:
+    with first.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StorageError, match=r"was written by a newer elm-agent \(schema 9999"):
+        Database.open(database_url)
+    assert version_of(first) == "9999"
