@@ -229,6 +229,16 @@ def test_bytes_that_do_not_belong(pack: Path, where: int) -> None:
     refused(pack, "cannot be read")
 
 
+def test_hidden_bytes_that_the_directory_allows_for(pack: Path) -> None:
+    data = pack.read_bytes()
+    start = struct.unpack_from("<L", data, len(data) - 6)[0]
+    moved = struct.pack("<L", start + 10)
+    pack.write_bytes(data[:start] + b"#!/bin/sh\n" + data[start:-6] + moved + data[-2:])
+    with zipfile.ZipFile(pack) as file:
+        assert file.testzip() is None, "a ZIP program sees nothing wrong"
+    refused(pack, "between its parts and its directory")
+
+
 def test_a_comment_or_something_after_it(pack: Path) -> None:
     with zipfile.ZipFile(pack, "a") as file:
         file.comment = b"hello"
