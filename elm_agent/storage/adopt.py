@@ -20,6 +20,7 @@ from elm_agent.records import (
     FORMAT_VERSION,
     Episode,
     EventKind,
+    KeyKind,
     MemoryKeys,
     MemoryState,
     ModelFingerprint,
@@ -143,7 +144,7 @@ def _known(session: Any, namespace: str, contents: Sequence[str]) -> dict[str, s
 def _insert(change: Change, new: Sequence[_New]) -> None:
     """Rows go in table by table, past the ORM: several times quicker than one by one."""
     session, namespace, vault, now = change.session, change.namespace.name, change.vault, change.now
-    widths = {kind: publish.key_width(session, namespace, kind) for kind, _ in publish.by_kind(new[0][1].keys)}
+    widths = {kind: publish.key_width(session, namespace, kind) for kind in KeyKind}
     models, recipes = ({part: asdict(part) for part in parts} for parts in _parts(new))
     events, memories, episodes, keys, outbox = [], [], [], [], []
     for memory_id, item, content, digest, plain in new:
