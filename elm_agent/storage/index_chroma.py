@@ -24,6 +24,7 @@ from elm_agent.errors import IndexUnavailable
 from elm_agent.protocols import IndexCapability
 from elm_agent.storage.chroma_keys import ChromaKeys, explained
 from elm_agent.storage.chroma_probe import BROKEN, open_client
+from elm_agent.storage.heap import can_overwrite, overwritten
 
 _MARK = "must_be_fed"
 _NAME = "name"
@@ -37,7 +38,8 @@ class ChromaIndex(ChromaKeys):
     """
 
     capabilities = frozenset(
-        {IndexCapability.BASE, IndexCapability.DURABLE, IndexCapability.WIDE, IndexCapability.ERASES}
+        {IndexCapability.BASE, IndexCapability.DURABLE, IndexCapability.WIDE}
+        | ({IndexCapability.ERASES} if can_overwrite() else set())
     )
     width_limit: int | None = None
 
@@ -76,7 +78,7 @@ class ChromaIndex(ChromaKeys):
 
     def wipe(self) -> None:
         """Begin anew with an empty folder; works on a broken one too, and deletes what was kept of an earlier one."""
-        with self._lock:
+        with self._lock, overwritten():
             self._own()
             self._disconnect()
             with explained(partial(_unavailable, self.directory)):
@@ -96,7 +98,7 @@ class ChromaIndex(ChromaKeys):
     @contextmanager
     def _open(self) -> Iterator[None]:
         """Hold the lock and an open client; explain whatever Chroma raises."""
-        with self._lock:
+        with self._lock, overwritten():
             if self._client is None:
                 self._own()
                 with explained(partial(_unavailable, self.directory)):
