@@ -1,4 +1,4 @@
-"""Banks full of made-up memories for measurements: many rows quickly, nothing learned. Knows nothing of what is timed."""
+"""Banks full of made-up memories for measurements: many rows quickly, nothing learned. Times nothing itself."""
 
 from __future__ import annotations
 

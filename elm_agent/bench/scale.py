@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -85,7 +85,7 @@ class Simulation:
     def _timed(self, largest: int) -> Iterator[tuple[str, float]]:
         bank, of = self._bank, _name(0)
         typical = _name(len(self._sizes) // 2)
-        with _closing(self._open_again()) as fresh:
+        with closing(self._open_again()) as fresh:
             yield "open, ms", _median(lambda: self._open_again().close()) * 1000
             yield "nearest, first in largest, ms", _once(lambda: self._ask(fresh, of)) * 1000
             yield "nearest, first in typical, ms", _once(lambda: self._ask(fresh, typical)) * 1000
@@ -98,7 +98,7 @@ class Simulation:
         ids = [memory.id for memory in bank.memories(of, limit=600)]
         uses = iter(ids)
         yield "record a use, ms", _median(lambda: bank.record_use(filling.use_of(of, next(uses)))) * 1000
-        yield from self._jobs(of)
+        yield from self._jobs()
         yield from self._eviction(of, ids, largest)
         events = [0]
 
@@ -112,7 +112,7 @@ class Simulation:
         seconds = _once(verify)
         yield "verify chain of largest, events per s", events[0] / seconds
 
-    def _jobs(self, of: str) -> Iterator[tuple[str, float]]:
+    def _jobs(self) -> Iterator[tuple[str, float]]:
         bank, model = self._bank, self._model
         names = [_name(int(number)) for number in self._rng.integers(0, len(self._sizes), SAMPLES)]
         turns = iter(names)
@@ -186,14 +186,6 @@ def _median(call: Callable[[], object]) -> float:
     return statistics.median(_once(call) for _ in range(SAMPLES))
 
 
-@contextmanager
-def _closing(bank: Bank) -> Iterator[Bank]:
-    try:
-        yield bank
-    finally:
-        bank.close()
-
-
 def _resident() -> float:
     """MiB that this process holds now, or at most held where the system does not say."""
     try:
@@ -239,7 +231,6 @@ def run(
     width: int,
     url: str | None,
     keep_tensors: bool,
-    measure: bool = True,
 ) -> Iterator[Size]:
     """Grow a bank in ``folder`` and yield what each size cost, as soon as it is known."""
     from elm_agent.storage.bank import Bank
@@ -253,7 +244,7 @@ def run(
     def open_bank() -> Bank:
         return Bank(Database.open(place), tensors, index="exact")
 
-    with _closing(open_bank()) as bank:
+    with closing(open_bank()) as bank:
         simulation = Simulation(bank, open_bank, width=width)
         done = 0
 
@@ -267,8 +258,7 @@ def run(
             size = simulation.grow(at, of, tell)
             if url is None:
                 size.figures["disk, bytes per memory"] = disk(folder) / at
-            if measure:
-                simulation.measure(size)
+            simulation.measure(size)
             print(file=sys.stderr)
             yield size
 

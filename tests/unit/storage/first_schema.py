@@ -29,7 +29,7 @@ def fill(engine: Engine) -> None:
 
 
 def rows(engine: Engine) -> dict[str, list[dict[str, Any]]]:
-    """Everything in the tables of the first schema, in a fixed order; JSON as text with sorted keys, without nulls."""
+    """Everything in the tables of the first schema, in a fixed order; JSON as text, keys sorted, without nulls."""
     with engine.connect() as connection:
         found = {
             name: [dict(row) for row in connection.execute(text(f"SELECT * FROM {name}")).mappings()]
@@ -89,7 +89,6 @@ def _namespace(engine: Engine, namespace: str) -> None:
             model_template="sha256:c", model_width=4, model_id="sha256:m", revision=6, created_by="agent",
             created_at=_AT,
         )  # fmt: skip
-        revision = 0
         for number, state in enumerate(STATES):
             memory, episode = f"mem_{number}", f"ep_{number}"
             question = f"What is {number} times 7? \U0001f642"
@@ -102,10 +101,10 @@ def _namespace(engine: Engine, namespace: str) -> None:
                 question_digest=f"sha256:q{number}", task="math", episode_id=episode, job_id=None,
                 tensor_digest=f"sha256:{number:064x}", virtual_tokens=2, width=4, model=json.dumps(_MODEL),
                 recipe=json.dumps(_RECIPE), library_version="0.1.0", format_version=1, final_vote_share=0.1 + 0.2,
-                revision=revision + 1, created_at=_AT, updated_at=_AT,
+                revision=number + 1, created_at=_AT, updated_at=_AT,
             )  # fmt: skip
             add("memory_keys", kind="input", memory_id=memory, width=4, vector=KEY.tobytes())
-            revision += 1
+            revision = number + 1
             note(revision, "created", memory, {"job_id": None, "tensor_digest": f"sha256:{number:064x}"})
             add("outbox", revision=revision, n=0, kind="input", memory_id=memory, present=state == "active")
         note(5, "evicted", "mem_3", {"from": "active", "reason": REASON})

@@ -1,0 +1,40 @@
+"""A process that moves a bank and kills itself at one named step."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from elm_agent.storage.bank import Bank
+from elm_agent.storage.database import Database
+from elm_agent.storage.move import move
+from elm_agent.storage.tensors import LocalTensors
+
+
+def open_bank(url: str, tensors: Path) -> Bank:
+    return Bank(Database.open(url), LocalTensors(tensors), index="exact")
+
+
+def start(source: tuple[str, Path], target: tuple[str, Path], *, step: str, nth: int) -> ForkServerProcess:
+    """``source``, ``target``: URL and folder of the tensors. It dies at ``step`` for the ``nth`` time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_move, args=(source, target, step, nth))
+    process.start()
+    return process
+
+
+def _move(source: tuple[str, Path], target: tuple[str, Path], step: str, nth: int) -> None:
+    left = nth
+
+    def observe(name: str, _detail: dict[str, Any]) -> None:
+        nonlocal left
+        left -= name == step
+        if name == step and left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    move(open_bank(*source), open_bank(*target), actor="mover", observe=observe)
