@@ -282,7 +282,11 @@ class KeyIndex(Protocol):
 
 
 class JobRunner(Protocol):
-    """Who works off the queue: nobody here (external), a thread, or the caller itself (inline)."""
+    """Who works off the queue: nobody here (external), a thread, the caller itself (inline), workers on Ray.
+
+    The queue alone decides whose a job is. A runner that dies, in whole or in part, loses no job: its leases run
+    out and others take over. ``start`` may raise ``JobError``; starting again is harmless.
+    """
 
     def start(self) -> None: ...
 
@@ -291,7 +295,10 @@ class JobRunner(Protocol):
         ...
 
     def wait_idle(self, timeout: float | None = None) -> bool:
-        """Wait until no job is queued or running; False on time-out."""
+        """Wait until none of the jobs it takes is queued or running; False on time-out.
+
+        Raises ``JobError`` when jobs wait and nobody here will ever work on them.
+        """
         ...
 
     def stop(self) -> None:
