@@ -121,6 +121,16 @@ def notes_of_purged(session: Session, *, repair: bool) -> Iterator[Finding]:
         yield Finding(FindingKind.UNPURGED, str(event.memory_id), event.namespace, problem, action)
 
 
+def erased_notes(session: Session) -> Iterator[Finding]:
+    """Notes that were erased, though the memory was not purged. The chain allows it, for the sake of purges."""
+    of = (TombstoneRow.namespace == EventRow.namespace) & (TombstoneRow.memory_id == EventRow.memory_id)
+    erased = EventRow.note_digest.is_not(None) & EventRow.note.is_(None)
+    query = select(EventRow.namespace, EventRow.revision).where(erased, ~exists().where(of))
+    for namespace, revision in session.execute(query.order_by(EventRow.namespace, EventRow.revision)):
+        problem = f"event {revision}: its note was erased, and no purge did that"
+        yield Finding(FindingKind.BROKEN_CHAIN, str(revision), namespace, problem)
+
+
 def future_events(session: Session, *, after: datetime) -> Iterator[Finding]:
     """Events with a time after ``after``: the clock of a machine is ahead, or this one's was set back."""
     query = select(EventRow.namespace, EventRow.revision, EventRow.created_at).where(EventRow.created_at > after)

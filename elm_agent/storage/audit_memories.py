@@ -34,6 +34,7 @@ _BECOMES = {
     EventKind.EVICTED: MemoryState.RETIRED,
     EventKind.PURGED: MemoryState.PURGED,
 }
+_PINS = {EventKind.PINNED: True, EventKind.UNPINNED: False}
 _MAKES = (EventKind.CREATED, EventKind.IMPORTED)  # their detail may name the state, their note holds the proof
 
 
@@ -45,6 +46,7 @@ class _Facts:
     episode: EpisodeRow | None
     keys: list[tuple[str, int, bytes]] = field(default_factory=list)
     state: str | None = None  # by the ledger
+    pinned: bool = False  # by the ledger
     proof: str | None = None  # as stored, perhaps sealed
 
 
@@ -105,6 +107,9 @@ class MemoryAudit:
         if facts.state is not None and facts.state != memory.state:
             problem = f"it is {memory.state}, the last event about it made it {facts.state}"
             return Finding(FindingKind.WRONG_STATE, memory.id, memory.namespace, problem)
+        if facts.state is not None and facts.pinned != memory.pinned:
+            problem = f"it is {'' if memory.pinned else 'not '}pinned, the ledger says otherwise"
+            return Finding(FindingKind.WRONG_STATE, memory.id, memory.namespace, problem)
         if memory.state == MemoryState.QUARANTINED:
             return None  # known to be broken
         if (lacking := _incomplete(facts)) is not None:
@@ -163,7 +168,7 @@ class MemoryAudit:
         def of(table: Any, column: Any) -> Any:
             return select(table).where(table.namespace == namespace, column.in_(ids))
 
-        kinds = [kind.value for kind in _BECOMES]
+        kinds = [kind.value for kind in (*_BECOMES, *_PINS)]
         events = select(EventRow.memory_id, EventRow.kind, EventRow.detail, EventRow.note).where(
             EventRow.namespace == namespace, EventRow.memory_id.in_(ids), EventRow.kind.in_(kinds)
         )
@@ -184,6 +189,9 @@ class MemoryAudit:
 
 
 def _follow(facts: _Facts, kind: EventKind, detail: dict[str, Any], note: str | None) -> None:
+    if kind in _PINS:
+        facts.pinned = _PINS[kind]
+        return
     facts.state = _BECOMES[kind].value
     if kind in _MAKES:
         facts.state, facts.proof = detail.get("state", facts.state), note

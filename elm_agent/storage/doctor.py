@@ -167,6 +167,7 @@ class _Visit:
                 )
                 self.findings.append(Finding(FindingKind.BROKEN_CHAIN, subject, namespace, problem))
         with self.bank.database.read() as session:
+            self.findings += audit.erased_notes(session)
             self.findings += audit.future_events(session, after=self.now + timedelta(seconds=CLOCK_SECONDS))
 
     def memories(self) -> None:
