@@ -36,7 +36,7 @@ class ExactIndex:
     def __init__(self, directory: Path | None = None, *, keep_above: int = _KEEP_ABOVE) -> None:
         self.directory = directory
         self._snapshots = Snapshots(directory) if directory is not None else None
-        self._keep_above = keep_above
+        self.keep_above = keep_above
         self._tables: dict[tuple[str, KeyKind], KeyTable] = {}
         self._lock = threading.RLock()
 
@@ -84,7 +84,7 @@ class ExactIndex:
         table = self._tables.get((namespace, kind))
         if self._snapshots is None or table is None or not len(table):
             return False
-        return table.changes > max(self._keep_above, _KEEP_SHARE * len(table))
+        return table.changes > max(self.keep_above, _KEEP_SHARE * len(table))
 
     def keep(self, namespace: str, kind: KeyKind, mark: Mark, current: Callable[[], bool]) -> None:
         """Write a snapshot of what is here, which is the state at ``mark``, and go on from it.

@@ -177,12 +177,13 @@ def test_a_process_that_slept_through_a_purge_removes_its_own_snapshot(
         Database.open(database_url),
         LocalTensors(tmp_path / "t"),
         index="exact",
-        exact=ExactIndex(tmp_path / "far", keep_above=0),
+        exact=(exact := ExactIndex(tmp_path / "far", keep_above=0)),
     )
     learn = learner(bank)
     secret, kept = learn("secret", unit(3, 1, 4, 1)), learn("kept", Y)
     trace = unit(3, 1, 4, 1).tobytes()
     assert len(found(far)) == 2
+    exact.keep_above = 1000  # so that no new snapshot is due that would take the place of the old one
     bank.purge("default", [secret.id], actor="t", reason=None)
     assert any(trace in path.read_bytes() for path in (tmp_path / "far").rglob("*.npy"))
     assert found(far) == [kept.id]
