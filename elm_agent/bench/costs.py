@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sqlalchemy import text
 
 from elm_agent.bench import filling
 from elm_agent.records import MemoryState, new_id
@@ -71,14 +70,6 @@ def chain_rate(bank: Bank) -> float:
     return report.events / (time.perf_counter() - started)
 
 
-def bytes_in_database(bank: Bank) -> int:
-    query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
-    with bank.database.read() as session:
-        if not bank.database.sqlite:
-            query = "SELECT pg_database_size(current_database())"
-        return int(session.execute(text(query)).scalar_one())
-
-
 def measure(
     kinds: dict[str, Callable[[], Bank]], *, memories: int, repeats: int, count: int
 ) -> Iterator[tuple[str, dict[str, float]]]:
@@ -94,12 +85,12 @@ def measure(
                 rates[kind].append(writes(bank, rng, count))
         for place, name in enumerate(("jobs queued", "memories claimed and published", "uses recorded")):
             yield f"{name} per s", {kind: statistics.median(run[place] for run in rates[kind]) for kind in kinds}
-        before = {kind: bytes_in_database(bank) for kind, bank in banks.items()}
+        before = {kind: bank.database.size() for kind, bank in banks.items()}
         for bank in banks.values():
             filler = type(bank)(bank.database, filling.NoTensors(), index="exact")
             for _ in filling.fill(filler, OF, rng, memories, WIDTH):
                 pass
-        grown = {kind: (bytes_in_database(bank) - before[kind]) / memories for kind, bank in banks.items()}
+        grown = {kind: (bank.database.size() - before[kind]) / memories for kind, bank in banks.items()}
         yield f"bytes in SQL per memory (key of width {WIDTH} included)", grown
         yield (
             "events verified per s",

@@ -135,6 +135,14 @@ class Database:
         moment: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
         return moment
 
+    def size(self) -> int:
+        """Bytes of everything in it, its indexes too."""
+        query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+        with self.read() as session:
+            if not self.sqlite:
+                query = "SELECT pg_database_size(current_database())"
+            return int(session.execute(text(query)).scalar_one())
+
     def scrub(self) -> None:
         """Leave no byte of deleted rows in the files of an SQLite database.
 

@@ -114,7 +114,7 @@ class RowCopy:
         wanted = {_key_of(table, row): row for row in rows}
         with self._target.read() as session:
             found = session.execute(select(table).where(tuple_(*key).in_(list(wanted)))).mappings()
-            there = {_key_of(table, row): dict(row) for row in found}
+            there = {_key_of(table, row): row for row in map(dict, found)}
         new = [row for one, row in wanted.items() if one not in there]
         changed = [row for one, row in wanted.items() if one in there and there[one] != row]
         if not new and not changed:
