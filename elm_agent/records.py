@@ -106,6 +106,7 @@ class EventKind(StrEnum):
     REPAIRED = "repaired"
     USED = "used"  # several uses counted together, see ``memory.maintain``
     REVIEWED = "reviewed"  # a person looked at it
+    VALIDITY = "validity"  # how long it may serve was set or lifted
     PURGED = "purged"
     EXPORTED = "exported"
     IMPORTED = "imported"
@@ -197,7 +198,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One retrieved memory; ``similarity`` is a cosine in [-1, 1]. Indexes leave ``namespace`` empty, the bank fills it."""
+    """One retrieved memory; ``similarity``: cosine in [-1, 1]. Indexes leave ``namespace`` empty; banks fill it."""
 
     memory_id: str
     similarity: float

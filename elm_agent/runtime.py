@@ -165,12 +165,14 @@ def maintain_bank(
 ) -> MaintenanceReport:
     """One pass of upkeep by the rules of ``settings.eviction``; see ``memory.maintain``.
 
-    ``namespaces=None``: all of the bank. ``purge=None``: as the settings say.
+    ``namespaces=None``: all of the bank. ``purge=None``: as the settings say. Raises ``SettingsError`` for rules that
+    cannot be applied, before anything is changed.
     """
     from elm_agent.memory.eviction import Rules
     from elm_agent.memory.maintain import maintain
 
     chosen = settings.eviction
+    _check_condition(chosen.where)
     return maintain(
         bank,
         namespaces,
@@ -309,6 +311,19 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError(
             f"ray.min_actors ({settings.ray.min_actors}) is more than ray.max_actors ({settings.ray.max_actors})"
         )
+    _check_condition(settings.eviction.where)
+
+
+def _check_condition(where: str | None) -> None:
+    """A condition that cannot be read would only be missed at the first pass of upkeep."""
+    if where is None:
+        return
+    from elm_agent.memory.conditions import condition
+
+    try:
+        condition(where)
+    except InputError as error:
+        raise SettingsError(f"eviction.where: {error}") from None
 
 
 def _check_ray(settings: Settings, **objects: object) -> None:
@@ -350,6 +365,12 @@ def _check_model(settings: Settings, model: LanguageModel) -> None:
         raise SettingsError(
             f"learning.virtual_tokens ({rows}) leaves no room in the context of model {model.fingerprint.name!r} "
             f"({model.context_length} positions): lower it"
+        )
+    in_use = settings.eviction.models_in_use
+    if in_use is not None and not {model.fingerprint.id, model.fingerprint.name} & set(in_use):
+        raise SettingsError(
+            f"eviction.models_in_use does not name the model in use, {model.fingerprint.name!r} "
+            f"({model.fingerprint.id}): all that it learns would retire; add it"
         )
     if settings.retrieval.key is KeyKind.KV:
         model.query("kv", KeyKind.KV)  # a model without such keys says so here, not at the first question

@@ -111,14 +111,14 @@ class EvictionSettings(_Section):
     capacity: int | None = Field(None, ge=0, description="most active memories of a namespace; the least useful go")
     unused_days: float | None = Field(None, gt=0, description="a memory unused for this long retires")
     min_utility: float | None = Field(
-        None, description="(fixed - broken) / settled uses below which a memory retires"
+        None, ge=-1, le=1, description="(fixed - broken) / settled uses below which a memory retires"
     )
     min_utility_uses: int = Field(10, ge=1, description="settled uses before `min_utility` judges a memory")
     duplicate_similarity: float | None = Field(
         None, gt=0, le=1, description="cosine of input keys from which the less useful of two memories retires"
     )
     models_in_use: tuple[str, ...] | None = Field(
-        None, description="model ids or names; memories of other models retire"
+        None, min_length=1, description="model ids or names; memories of other models retire"
     )
     where: str | None = Field(None, description="expression over a memory's fields; those it is true for retire")
     undo_days: float = Field(7.0, ge=0, description="how long a retired memory can be restored before a purge")

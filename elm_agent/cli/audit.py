@@ -10,15 +10,13 @@ import typer
 
 from elm_agent.cli.checkpoints import checkpoint, verify_against
 from elm_agent.cli.opening import opened_bank, whole_bank
-from elm_agent.cli.options import Shared, group, shared
+from elm_agent.cli.options import TIMES, Shared, group, in_zone, shared
 from elm_agent.cli.output import plain, short, when
 from elm_agent.cli.progress import count_bar
 from elm_agent.errors import InputError, StorageError
 from elm_agent.records import EventKind, EventRecord
 
 app = group("audit", "Read the ledger of a bank, and verify that nothing in it was changed.")
-
-_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
 
 
 @app.command()
@@ -28,17 +26,15 @@ def log(
     memory: Annotated[str | None, typer.Option("--memory", metavar="ID", help="Only of this memory.")] = None,
     kind: Annotated[EventKind | None, typer.Option("--kind", help="Only events of this kind.")] = None,
     actor: Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Only by this actor.")] = None,
-    since: Annotated[datetime | None, typer.Option("--since", formats=_TIMES, help="Not before this time.")] = None,
-    until: Annotated[datetime | None, typer.Option("--until", formats=_TIMES, help="Before this time.")] = None,
+    since: Annotated[datetime | None, typer.Option("--since", formats=TIMES, help="Not before this time.")] = None,
+    until: Annotated[datetime | None, typer.Option("--until", formats=TIMES, help="Before this time.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")] = 100,
 ) -> None:
-    """Show the events of the namespace, oldest first. Times are local, unless they name no zone in --json: UTC."""
+    """Show the events of the namespace, oldest first, in UTC. Times that are given are local, or name their zone."""
     out = options.output()
-    times = {name: value.astimezone() if value else None for name, value in (("since", since), ("until", until))}
+    times = {"since": in_zone(since), "until": in_zone(until)}
     with opened_bank(options) as opened:
-        found = opened.bank.events(
-            opened.namespace, memory, kind=kind, actor=actor, since=times["since"], until=times["until"], limit=limit
-        )
+        found = opened.bank.events(opened.namespace, memory, kind=kind, actor=actor, limit=limit, **times)
     if out.json:
         out.document(found)
     elif not found:

@@ -55,13 +55,18 @@ def verify_against(options: Shared, file: Path, public_key: str | None) -> int:
         checkpoints.check_signature(taken, PublicKey.read(public_key))
     with whole_bank(options.load(), owns_index=False) as bank, count_bar(out, "events") as progress:
         compared = checkpoints.compare(bank.database, taken, vault=bank.vault, progress=progress)
-    whole = all(entry.problem is None for entry in compared)
+    broken = [entry for entry in compared if entry.problem is not None]
     if out.json:
-        out.document({"chains": compared, "whole": whole, "signature": _signature(public_key)})
-    else:
-        out.table(("namespace", "events then", "events since", "chain"), map(_row, compared))
-        out.say(f"taken {taken.created_at}; {_signature(public_key)}")
-    return 0 if whole else StorageError.exit_code
+        out.document({"chains": compared, "whole": not broken, "signature": _signature(public_key)})
+        return StorageError.exit_code if broken else 0
+    out.table(("namespace", "events then", "events since", "chain"), map(_row, compared))
+    out.say(f"taken {taken.created_at}; {_signature(public_key)}")
+    if broken:
+        raise StorageError(
+            f"the chain of namespace {broken[0].namespace!r} does not go on from {file}: {broken[0].problem}; "
+            f"{len(broken)} of {len(compared)} chains are broken. Restore the database from a backup and compare"
+        )
+    return 0
 
 
 def _row(entry: Compared) -> tuple[str, int, int, str]:

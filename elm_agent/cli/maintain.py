@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from elm_agent.protocols import Observer
 
 SHOWN = 50
-_COUNTS = ("evicted", "kept", "purged", "used_events", "outbox_rows")
+_COUNTS = ("evicted", "kept", "purged", "used_events", "outbox_rows")  # of each namespace
 
 
 def maintain(
@@ -34,7 +34,7 @@ def maintain(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without the question.")] = False,
 ) -> None:
-    """Retire and purge memories by the settings of [eviction], count uses into the ledger, tidy the outbox.
+    """Retire and purge memories by the settings of [eviction], count uses into the ledger, tidy outbox and cache.
 
     Without --evict and --purge both are done as the settings say. First it shows what would go and why; then it
     asks, or does it with --yes. Safe while agents and workers use the bank, and to be stopped at any time.
@@ -93,7 +93,13 @@ def _show(out: Output, report: MaintenanceReport) -> None:
     counts = {name: report.total(name) for name in _COUNTS}
     if out.json:
         out.document(
-            {"dry_run": report.dry_run, **counts, "namespaces": report.namespaces, "planned": _plain(report)}
+            {
+                "dry_run": report.dry_run,
+                **counts,
+                "cached_files": report.cached_files,
+                "namespaces": report.namespaces,
+                "planned": _plain(report),
+            }
         )
         return
     if report.planned and report.dry_run:
@@ -107,6 +113,8 @@ def _show(out: Output, report: MaintenanceReport) -> None:
     out.say(f"{counts['evicted']} memories {would}retired{kept}, {counts['purged']} {would}purged")
     if not report.dry_run:
         out.say(f"{counts['used_events']} use events written, {counts['outbox_rows']} outbox rows deleted")
+        if report.cached_files:
+            out.say(f"{report.cached_files} tensors were taken out of this machine's cache")
         show_exports(out, [export for namespace in report.namespaces for export in namespace.exports])
 
 

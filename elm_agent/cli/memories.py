@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +12,15 @@ from elm_agent.cli.confirm import agreed
 from elm_agent.cli.lineage import show_lineage
 from elm_agent.cli.maintain import show_exports
 from elm_agent.cli.opening import opened_bank
-from elm_agent.cli.options import Shared, group, shared
+from elm_agent.cli.options import TIMES, Shared, group, in_zone, shared
 from elm_agent.cli.output import Output, short, when
-from elm_agent.records import MemoryState
+from elm_agent.errors import InputError
+from elm_agent.records import MemoryState, utcnow
 
 if TYPE_CHECKING:
     from elm_agent.records import MemoryRecord
 
-app = group("memories", "Look at memories; review, pin, evict, restore and purge them.")
+app = group("memories", "Look at memories; review, pin, expire, evict, restore and purge them.")
 
 ACTOR = "command line"
 MemoryId = Annotated[str, typer.Argument(metavar="ID", help="Id of the memory (mem_...).")]
@@ -50,8 +52,13 @@ def list_(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")] = None,
     offset: Annotated[int, typer.Option("--offset", min=0, help="Skip so many.")] = 0,
 ) -> None:
-    """List the memories of the namespace, newest first."""
+    """List the memories of the namespace, newest first; of purged ones what is left: id, time and who did it."""
     out = options.output()
+    if state is MemoryState.PURGED:
+        if where is not None or subject is not None:
+            raise InputError("of a purged memory only id, time and actor are left: leave --where and --subject out")
+        _list_purged(options, slice(offset, None if limit is None else offset + limit))
+        return
     from elm_agent.memory.listing import matching
 
     with opened_bank(options) as opened:
@@ -66,6 +73,18 @@ def list_(
         out.say(f"no memories in namespace {opened.namespace!r}")
     else:
         _list(out, found)
+
+
+def _list_purged(options: Shared, wanted: slice) -> None:
+    out = options.output()
+    with opened_bank(options) as opened:
+        found = opened.bank.tombstones(opened.namespace)[wanted]
+    if out.json:
+        out.document(found)
+    elif not found:
+        out.say(f"no purged memories in namespace {opened.namespace!r}")
+    else:
+        out.table(("id", "purged", "by"), ((stone.memory_id, when(stone.purged_at), stone.actor) for stone in found))
 
 
 def _list(out: Output, found: list[MemoryRecord]) -> None:
@@ -145,6 +164,25 @@ def restore(options: Shared, memory_ids: MemoryIds, reason: Reason = None) -> No
 
 @app.command()
 @shared
+def expire(
+    options: Shared,
+    memory_id: MemoryId,
+    at: Annotated[
+        datetime | None, typer.Option("--at", formats=TIMES, help="When; local time unless it names its zone.")
+    ] = None,
+    never: Annotated[bool, typer.Option("--never", help="It stays valid.")] = False,
+) -> None:
+    """Set until when a memory may serve; by default until now. `maintain` retires what has expired."""
+    if never and at is not None:
+        raise InputError("--at and --never contradict each other: leave one out")
+    until = None if never else in_zone(at) or utcnow()
+    with opened_bank(options) as opened:
+        memory = opened.bank.set_validity(opened.namespace, memory_id, until, actor=ACTOR)
+    _changed(options, [memory], "valid for ever:" if until is None else f"valid until {when(until)} UTC:")
+
+
+@app.command()
+@shared
 def review(
     options: Shared,
     memory_id: MemoryId,
@@ -220,7 +258,7 @@ def _tell(options: Shared, memory: MemoryRecord) -> None:
         "model": f"{memory.model.name} ({memory.model.id})",
         "recipe": f"{recipe.parameterisation}, {recipe.objective}, {recipe.steps} x {recipe.rollouts} rollouts",
         "from": memory.origin if memory.subject is None else f"{memory.origin}, subject {memory.subject}",
-        "valid until": when(memory.valid_until),
+        "valid until": None if memory.valid_until is None else f"{when(memory.valid_until)} UTC",
         "made by": f"elm_agent {memory.library_version}, job {memory.job_id}",
         "created": when(memory.created_at),
         "changed": when(memory.updated_at),

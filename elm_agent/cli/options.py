@@ -6,17 +6,21 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from elm_agent.cli.output import Output
+from elm_agent.errors import InputError
 
 if TYPE_CHECKING:
     from elm_agent.settings import Settings
 
 PANEL = "Shared options"
+TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S%z"]
+"""How a time is given to an option; without a zone it is local, see ``in_zone``."""
 
 
 def _option(name: str, metavar: str, text: str) -> Any:
@@ -66,6 +70,16 @@ class Shared:
 
     def output(self) -> Output:
         return Output(json=self.json)
+
+
+def in_zone(value: datetime | None) -> datetime | None:
+    """A time that was given to an option, in UTC. Raises ``InputError`` at the ends of the calendar."""
+    try:
+        return None if value is None else value.astimezone(UTC)
+    except OverflowError:
+        raise InputError(
+            f"the time {value} cannot be told in every zone: name one after year 1, before 9999"
+        ) from None
 
 
 def shared(function: Callable[..., Any]) -> Callable[..., Any]:

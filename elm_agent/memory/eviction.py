@@ -175,20 +175,35 @@ class EachMemory:
 class NearDuplicates:
     """Of two active memories with input keys at least this similar the less useful one goes, pinned ones never.
 
-    Up to ``exact_limit`` memories every pair is compared; above, ``nearest(key, k)`` is asked, if there is one.
+    Up to ``exact_limit`` memories every pair is compared; above, ``nearest(key, k)`` is asked. Without it the pairs
+    are compared all the same, which may take long: ``say`` is told so before it begins.
     """
 
     name = "duplicate"
 
-    def __init__(self, similarity: float, *, nearest: Nearest | None = None, exact_limit: int = 50_000) -> None:
+    def __init__(
+        self,
+        similarity: float,
+        *,
+        nearest: Nearest | None = None,
+        exact_limit: int = 50_000,
+        say: Callable[[str], object] | None = None,
+    ) -> None:
         self._similarity = similarity
         self._nearest = nearest
+        self._say = say or (lambda _text: None)
         self._exact_limit = exact_limit
 
     def select(self, view: Selection, *, now: datetime, leaving: AbstractSet[str]) -> Iterator[Planned]:  # noqa: ARG002
         left = [(memory_id, pinned) for memory_id, pinned in view.by_worth() if memory_id not in leaving]
         pinned = [memory_id for memory_id, is_pinned in reversed(left) if is_pinned]
         ids = pinned + [memory_id for memory_id, is_pinned in reversed(left) if not is_pinned]
+        if self._nearest is None and len(ids) > self._exact_limit:
+            self._say(
+                f"each of {len(ids)} active memories is compared with all others to find near-duplicates, which "
+                f"takes long above {self._exact_limit}, because no durable index is open here: set `index` to "
+                "'pgvector' or a server, or set `eviction.every_seconds` where the index is open"
+            )
         if self._nearest is None or len(ids) <= self._exact_limit:
             found = near_duplicates(view.input_keys(ids), self._similarity, staying=len(pinned))
         else:
@@ -244,10 +259,12 @@ class Rules:
     where: str | None = None
 
 
-def policies_of(rules: Rules, *, nearest: Nearest | None = None) -> list[Policy]:
+def policies_of(
+    rules: Rules, *, nearest: Nearest | None = None, say: Callable[[str], object] | None = None
+) -> list[Policy]:
     """The policies of ``rules``, in the order in which they are asked. What has expired goes under any rules.
 
-    ``nearest``: see ``NearDuplicates``. Raises ``InputError`` for a ``where`` that cannot be read.
+    ``nearest``, ``say``: see ``NearDuplicates``. Raises ``InputError`` for a ``where`` that cannot be read.
     """
     each = [validity()]
     each += [] if rules.ttl_days is None else [time_to_live(rules.ttl_days)]
@@ -257,7 +274,7 @@ def policies_of(rules: Rules, *, nearest: Nearest | None = None) -> list[Policy]
     each += [] if rules.where is None else [expression(rules.where)]
     chosen: list[Policy] = [EachMemory(each)]
     if rules.duplicate_similarity is not None:
-        chosen.append(NearDuplicates(rules.duplicate_similarity, nearest=nearest))
+        chosen.append(NearDuplicates(rules.duplicate_similarity, nearest=nearest, say=say))
     if rules.capacity is not None:
         chosen.append(Capacity(rules.capacity))
     return chosen

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from elm_agent.errors import ElmError, NotFound
+from elm_agent.errors import BankMoved, ElmError, NotFound
 from elm_agent.memory.eviction import Nearest, Planned, Rules, plan, policies_of
 from elm_agent.protocols import Observer
 from elm_agent.records import KeyKind, MemoryState, Vector
@@ -62,15 +62,21 @@ class NamespaceReport:
     )  # (memory, pack, path) that still hold purged ones
     used_events: int = 0
     outbox_rows: int = 0
+    skipped: str | None = None  # why nothing was done here
+    notes: list[str] = field(default_factory=list)  # what the user should know of how it was done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaintenanceReport:
-    """``planned``: the first memories that policies named, at most ``listed`` of them; the counts are of all."""
+    """``planned``: the first memories that policies named, at most ``listed`` of them; the counts are of all.
+
+    ``cached_files``: copies that were taken out of this machine's cache of tensors, of whatever namespace.
+    """
 
     dry_run: bool
     namespaces: tuple[NamespaceReport, ...]
     planned: tuple[Planned, ...]
+    cached_files: int = 0
 
     def total(self, name: str) -> int:
         """A count over all namespaces: 'evicted', 'kept', 'purged', 'used_events' or 'outbox_rows'."""
@@ -91,12 +97,13 @@ def maintain(
     listed: int = 1000,
     observe: Observer | None = None,
 ) -> MaintenanceReport:
-    """One pass over ``namespaces`` (None: all of the bank).
+    """One pass over ``namespaces`` (None: all of the bank, but for those that were moved away).
 
     Evicting is soft: a memory becomes retired by the actor ``policy:<names>`` with the reason as the event's note,
     and can be restored until a pass with ``purge`` finds that it has been retired for ``undo_days``. Uses that no
     event counts yet are written into the chain, one ``used`` event for each memory and pass (see
-    ``upkeep.count_uses``). Rows of the outbox that every known index has seen are deleted. Leases are not touched.
+    ``upkeep.count_uses``). Rows of the outbox that every known index has seen are deleted. What is too old or too
+    much in this machine's cache of tensors goes. Leases are not touched.
 
     Args:
         now: the time that rules are judged at; None: the database's clock.
@@ -105,18 +112,15 @@ def maintain(
 
     Raises:
         InputError: ``rules.where`` cannot be read, or fails for a memory.
-        NotFound: an unknown namespace. BankMoved: one that was moved away.
+        NotFound: an unknown namespace is named. BankMoved: one that was moved away is.
         StorageError: a store refused; what was committed stays, the next pass goes on.
     """
     tell: Observer = observe or (lambda _name, _detail: None)
     policies_of(rules)  # a condition that cannot be read is said before anything is changed
-    infos = {info.name for info in bank.namespaces()}
-    names = sorted(infos) if namespaces is None else list(namespaces)
-    for name in names:
-        if name not in infos:
-            raise NotFound(
-                f"namespace {name!r} is not in this bank; it has: {', '.join(sorted(infos)[:10]) or 'none'}"
-            )
+    moved_to = {info.name: info.moved_to for info in bank.namespaces()}
+    names = sorted(moved_to) if namespaces is None else list(namespaces)
+    if namespaces is not None:
+        _check_named(names, moved_to)
     if now is None:
         with bank.database.read() as session:
             now = bank.database.now(session)
@@ -124,14 +128,22 @@ def maintain(
     reports = []
     for name in names:
         report = NamespaceReport(namespace=name)
+        reports.append(report)
+        if (place := moved_to[name]) is not None:
+            report.skipped = f"it was moved to {place}"
+            continue
         if not dry_run:
             _count_and_prune(bank, report, actor, tell)
         if evict:
             _evict(bank, report, rules, now, planned if len(planned) < listed else [], listed, dry_run, tell)
         if purge:
             _purge(bank, report, now - timedelta(days=undo_days), actor, dry_run, tell)
-        reports.append(report)
-    return MaintenanceReport(dry_run=dry_run, namespaces=tuple(reports), planned=tuple(planned[:listed]))
+    return MaintenanceReport(
+        dry_run=dry_run,
+        namespaces=tuple(reports),
+        planned=tuple(planned[:listed]),
+        cached_files=0 if dry_run else _sweep_cache(bank),
+    )
 
 
 class Scheduled:
@@ -155,6 +167,21 @@ class Scheduled:
             logger.warning("this pass of maintenance ended early, the next one goes on: %s", error)
 
 
+def _check_named(names: Sequence[str], moved_to: Mapping[str, str | None]) -> None:
+    for name in names:
+        if name not in moved_to:
+            there = ", ".join(sorted(moved_to)[:10]) or "none"
+            raise NotFound(f"namespace {name!r} is not in this bank; it has: {there}")
+        if (place := moved_to[name]) is not None:
+            raise BankMoved(f"namespace {name!r} was moved to {place}: open the bank there")
+
+
+def _sweep_cache(bank: Bank) -> int:
+    """Only a store of other machines keeps copies here."""
+    sweep = getattr(bank.tensors, "sweep_cache", None)
+    return 0 if sweep is None else int(sweep())
+
+
 def _count_and_prune(bank: Bank, report: NamespaceReport, actor: str, tell: Observer) -> None:
     of: dict[str, Any] = {"actor": actor, "vault": bank.vault, "tell": tell}
     report.used_events = sum(upkeep.count_uses(bank.database, report.namespace, **of))
@@ -173,7 +200,13 @@ def _evict(
 ) -> None:
     view = Selection(bank.database, report.namespace, vault=bank.vault)
     waiting: dict[str, dict[str, str | None]] = {}  # by policies: one transaction has one actor
-    for named in plan(view, policies_of(rules, nearest=_nearest(bank, report.namespace)), now=now):
+
+    def say(text: str) -> None:
+        logger.warning("namespace %s: %s", report.namespace, text)  # now, while it can be interrupted
+        report.notes.append(text)
+
+    policies = policies_of(rules, nearest=_nearest(bank, report.namespace), say=say)
+    for named in plan(view, policies, now=now):
         if len(planned) < listed:
             planned.append(named)
         tell("evict.planned", _told(named))

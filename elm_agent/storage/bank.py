@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import select
 
-from elm_agent.errors import IndexUnavailable
+from elm_agent.errors import IndexUnavailable, InputError
 from elm_agent.protocols import Observer, TensorStore, Trained
 from elm_agent.records import (
     EventKind,
@@ -230,6 +231,23 @@ class Bank(BankReader):
     def review(self, namespace: str, memory_id: str, *, actor: str, verdict: str, note: str | None) -> MemoryRecord:
         """Note that a person looked at a memory. ``verdict``: one word, kept for ever. Raises ``NotFound``."""
         return self._noted(namespace, memory_id, EventKind.REVIEWED, actor, {"verdict": verdict}, note, reindex=False)
+
+    def set_validity(
+        self, namespace: str, memory_id: str, valid_until: datetime | None, *, actor: str
+    ) -> MemoryRecord:
+        """From ``valid_until`` on the memory is not retrieved, and the next pass of upkeep retires it; None: never.
+
+        Raises ``NotFound``, or ``InputError`` for a time without a zone.
+        """
+        if valid_until is not None and valid_until.tzinfo is None:
+            raise InputError(f"valid_until is a time with its zone; got {valid_until.isoformat()} without one")
+        with self._changing(namespace, actor) as change:
+            memory = ledger.find_memory(change.session, namespace, memory_id)
+            if memory.valid_until != valid_until:
+                memory.valid_until = valid_until
+                until = None if valid_until is None else valid_until.astimezone(UTC).isoformat()
+                change.note(EventKind.VALIDITY, memory, {"valid_until": until})
+            return read_record(change.session, namespace, memory_id, self.vault)
 
     def repaired(self, namespace: str, memory_id: str, *, actor: str, detail: dict[str, Any]) -> MemoryRecord:
         """Note a repair, and tell every index anew whether this memory is to be found. Raises ``NotFound``."""

@@ -49,12 +49,13 @@ _ORDERS = {
 
 @dataclass(frozen=True, slots=True)
 class NamespaceInfo:
-    """One namespace, the model it is for, and how many memories are in each state."""
+    """One namespace, the model it is for, how many memories are in each state, and where it went if it was moved."""
 
     name: str
     model: ModelFingerprint
     counts: dict[MemoryState, int]
     revision: int
+    moved_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class BankReader:
             for name, count in session.execute(purged):
                 counts[name][MemoryState.PURGED] = count
             return [
-                NamespaceInfo(row.name, rows.fingerprint_of(row), counts[row.name], row.revision) for row in found
+                NamespaceInfo(row.name, rows.fingerprint_of(row), counts[row.name], row.revision, row.moved_to)
+                for row in found
             ]
 
     def prompt(self, namespace: str, memory_id: str) -> SoftPrompt:
