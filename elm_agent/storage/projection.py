@@ -2,8 +2,10 @@
 
 Products survive it up to an error of about 1 / sqrt(width) (Johnson and Lindenstrauss 1984; signs instead of
 normal variates: Achlioptas 2003, https://doi.org/10.1016/S0022-0000(03)00025-4, theorem 1.1). So its hits are
-candidates, and the bank measures them again with the keys themselves. Measured on 10,000 clustered keys of width
-5,760 projected to 1,024, with 128 candidates: see ``docs/LOG.md`` and ``python -m elm_agent.bench.index_speed``.
+candidates, and the bank measures them again with the keys themselves. Measured with 10,000 keys of width 5,760
+projected to 1,024 and 256 candidates (``python -m elm_agent.bench.index_speed``): the nearest is always among them;
+of the ten nearest all are where a cluster has 50 keys, and 87 % where it has 500 that are hardly apart (100 % with
+512 candidates, 64 % with 128).
 """
 
 from __future__ import annotations

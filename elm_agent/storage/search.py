@@ -27,7 +27,7 @@ IndexChoice = Literal["auto", "exact", "durable"]
 RebuildProgress = Callable[[str, int, int], None]
 
 _SLACK = 8  # candidates beyond k, so that a few that are no longer usable cost no second search
-_ROUGH = 128  # candidates that a projection gives at least, so that the nearest is among them
+_ROUGH = 256  # candidates that a projection gives at least; see ``projection`` for how often that is enough
 _INLINE = 64  # revisions that a search itself looks through when the durable index is behind
 _log = logging.getLogger(__name__)
 
