@@ -86,7 +86,8 @@ def scanning(folder: Path, kind: KeyKind, count: int, width: int, repeat: int) -
 def recall(count: int = KV_KEYS, width: int = KV_WIDTH, queries: int = 200) -> list[Row]:
     """How many of the true 1 and 10 nearest are among the candidates of a projection, once these are measured.
 
-    Keys lie in 20 clusters, twice as many in each as there are candidates, at a cosine of about 0.8 to their centre; a query is a key that was moved as far.
+    Keys lie in 20 clusters, twice as many in each as there are candidates, at a cosine of about 0.8 to their
+    centre; a query is a key that was moved as far.
     """
     rng = np.random.default_rng(2)
     centres = unit_rows(rng, 20, width)
