@@ -4,7 +4,7 @@ The collections of a bank begin with its name, and one more, empty, is the mark 
 has lost it, or was given a new disk, has to be fed again (``rebuilt``). What is deleted stays in the log of the
 server until it vacuums (``chroma utils vacuum``), so this index does not promise ``ERASES``.
 
-An access token comes from the environment, ``ELM_CHROMA_TOKEN``, and is sent as ``Authorization: Bearer``.
+An access token comes from the environment, ``CHROMA_TOKEN``, and is sent as ``Authorization: Bearer``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from elm_agent.storage.chroma_keys import ChromaKeys, explained
 from elm_agent.storage.chroma_probe import collection_options
 from elm_agent.storage.server_urls import ServerUrl
 
-TOKEN = "ELM_CHROMA_TOKEN"
+TOKEN = "CHROMA_TOKEN"
 
 
 class ChromaServerIndex(ChromaKeys):

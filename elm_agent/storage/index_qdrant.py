@@ -3,7 +3,7 @@
 One collection for each namespace and key kind, so that no search can cross a namespace; one more, empty, is the mark
 that the bank was fed (``rebuilt``). Qdrant names points by UUID: ours is made of the memory's id, which the payload
 holds. Keys wider than 65,535 are projected (see ``projection``). The key of a server that wants one comes from the
-environment, ``ELM_QDRANT_API_KEY``.
+environment, ``QDRANT_API_KEY``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from elm_agent.storage import projection
 from elm_agent.storage.key_table import check_vector
 from elm_agent.storage.server_urls import ServerUrl
 
-KEY = "ELM_QDRANT_API_KEY"
+KEY = "QDRANT_API_KEY"
 
 _SPACE = uuid.UUID("6f0cb8a0-7d7b-4c55-a5a0-2a1f6f1f7f11")  # of our point ids; never changed
 _CHUNK = 500

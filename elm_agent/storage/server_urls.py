@@ -53,7 +53,7 @@ def parse_server_url(url: str, database: URL) -> ServerUrl:
         raise SettingsError(f"the index URL {url[:80]!r} names no server: expected {kind}+http://HOST:PORT[/BANK]")
     if parts.username or parts.password:
         raise SettingsError(
-            "an index URL holds no password: give it in the environment (ELM_CHROMA_TOKEN, ELM_QDRANT_API_KEY)"
+            "an index URL holds no password: give it in the environment (CHROMA_TOKEN, QDRANT_API_KEY)"
         )
     bank = parts.path.strip("/") or _called_after(database)
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", bank):
