@@ -19,6 +19,7 @@ from sqlalchemy import Column, Table, and_, bindparam, delete, func, insert, sel
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from elm_agent.errors import StorageError
 from elm_agent.storage.database import Database
 from elm_agent.storage.schema import Base, NamespaceRow, WatermarkRow
 
@@ -71,27 +72,29 @@ class RowCopy:
     def once(self, read: Read, *, strict: bool) -> tuple[int, Tallies]:
         """One pass; how many rows were written or deleted, and what the source has.
 
-        ``strict``: nothing changes at the source meanwhile, so no row may be refused. Otherwise a row whose parent
-        came after the parents' turn, or went before it, is left to the next pass.
+        ``strict``: nothing changes at the source meanwhile, so no row may be refused, every row is compared value by
+        value when it was written, and the source is tallied. Otherwise a row whose parent came after the parents'
+        turn, or went before it, is left to the next pass.
+
+        Raises:
+            StorageError: the target does not give back what was written into it.
         """
         changed = sum(self._remove_surplus(read, table, strict=strict) for table in reversed(TABLES))
         tallies: Tallies = defaultdict(Tally)
         for table in TABLES:
             for page in pages(read, table):
                 rows = [self._marked(table, row) for row in page if row[_owner(table).name] in self._names]
-                changed += self._bring(table, rows, strict=strict)
-                _add(tallies, table, rows)
+                written = self._bring(table, rows, strict=strict)
+                if strict and written and self._bring(table, rows, strict=True):
+                    raise StorageError(
+                        f"the copy is not what was copied: {table.name} come back from {self._target.where} altered; "
+                        "nothing was moved"
+                    )
+                changed += written
+                if strict:
+                    _add(tallies, table, rows)
                 self._paged(table.name, len(page))
         return changed, dict(tallies)
-
-    def tallies(self) -> Tallies:
-        """What the target has now, read anew."""
-        found: Tallies = defaultdict(Tally)
-        for table in TABLES:
-            for page in pages(self._target.read, table):
-                _add(found, table, [row for row in page if row[_owner(table).name] in self._names])
-                self._paged(table.name, len(page))
-        return dict(found)
 
     def _marked(self, table: Table, row: Row) -> Row:
         return row | {"moved_to": self._mark} if table.name == _NAMESPACES else row
@@ -154,17 +157,6 @@ def counts(read: Read, names: Collection[str]) -> dict[str, int]:
             owners = session.execute(select(_owner(table), func.count()).group_by(_owner(table)))
             found[table.name] = sum(count for name, count in owners if name in names)
     return found
-
-
-def differences(left: Tallies, right: Tallies) -> list[str]:
-    """What is not the same on both sides, one sentence each; empty when all is."""
-    nothing = Tally()
-    return [
-        f"{table} of namespace {name!r}: {left.get((table, name), nothing).rows} rows here, "
-        f"{right.get((table, name), nothing).rows} there, not the same"
-        for table, name in sorted(left.keys() | right.keys())
-        if left.get((table, name), nothing) != right.get((table, name), nothing)
-    ]
 
 
 def whole(tallies: Tallies) -> Tally:

@@ -307,17 +307,17 @@ def test_a_dry_run_only_counts(source: Bank, target: Bank) -> None:
     assert list(target.tensors.digests("default")) == []
 
 
-def test_a_copy_that_is_not_what_was_copied_is_refused(source: Bank, target: Bank) -> None:
-    locked = False
+def test_a_copy_that_is_not_what_was_copied_is_refused(source: Bank, opened: Open, tmp_path: Path) -> None:
+    target = opened(f"sqlite:///{tmp_path / 'target.sqlite'}", "tensors-of-target")
+    trigger = "CREATE TRIGGER t AFTER INSERT ON jobs BEGIN UPDATE jobs SET question = 'x' WHERE id = new.id; END"
 
-    def tamper(name: str, detail: dict[str, Any]) -> None:
-        nonlocal locked
-        locked |= name == "move.locked"
-        if locked and name == "move.batch" and detail["what"] == "tensors":
+    def tamper(name: str, _detail: dict[str, Any]) -> None:
+        if name == "move.pass":
+            source.jobs.enqueue("default", "a late one", task="math", model_id=MODEL.id, recipe=RECIPE)
             with target.database.write() as session:
-                session.execute(text("UPDATE memories SET question = 'altered' WHERE namespace = 'other'"))
+                session.execute(text(trigger))
 
-    with pytest.raises(StorageError, match="memories of namespace 'other': 1 rows here, 1 there, not the same"):
+    with pytest.raises(StorageError, match=r"the copy is not what was copied: jobs come back from sqlite.* altered"):
         move(source, target, actor="test", observe=tamper)
     assert taken(source)
     assert not taken(target)
@@ -395,8 +395,7 @@ def test_rows_whose_parents_are_late_come_with_the_next_pass(source: Bank, targe
         return read()
 
     late: list[str] = []
-    changed, tallies = copy.once(read_and_learn, strict=False)
-    assert changed == sum(tally.rows for tally in tallies.values()) - 2, "the memory and its key wait"
+    copy.once(read_and_learn, strict=False)
     assert late[0] not in {memory.id for memory in target.memories("default")}
     assert copy.once(read, strict=True)[0] > 0
     assert late[0] in {memory.id for memory in target.memories("default")}
