@@ -21,6 +21,9 @@ from elm_agent.memory.duplicates import near_duplicates, near_duplicates_by_sear
 from elm_agent.records import Hit, MemoryState, Vector
 from elm_agent.storage.selection import MemoryFacts, Selection, Wanted
 
+EXACT_LIMIT = 50_000
+"""Memories of which every pair is compared without a word."""
+
 Nearest = Callable[[Vector, int], Sequence[Hit]]
 """``nearest(key, k)``: the k active memories of the namespace with the most similar input keys."""
 
@@ -175,8 +178,8 @@ class EachMemory:
 class NearDuplicates:
     """Of two active memories with input keys at least this similar the less useful one goes, pinned ones never.
 
-    Up to ``exact_limit`` memories every pair is compared; above, ``nearest(key, k)`` is asked. Without it the pairs
-    are compared all the same, which may take long: ``say`` is told so before it begins.
+    Up to ``exact_limit`` memories (None: ``EXACT_LIMIT``) every pair is compared; above, ``nearest(key, k)`` is
+    asked. Without it the pairs are compared all the same, which may take long: ``say`` is told so before it begins.
     """
 
     name = "duplicate"
@@ -186,13 +189,13 @@ class NearDuplicates:
         similarity: float,
         *,
         nearest: Nearest | None = None,
-        exact_limit: int = 50_000,
+        exact_limit: int | None = None,
         say: Callable[[str], object] | None = None,
     ) -> None:
         self._similarity = similarity
         self._nearest = nearest
         self._say = say or (lambda _text: None)
-        self._exact_limit = exact_limit
+        self._exact_limit = EXACT_LIMIT if exact_limit is None else exact_limit
 
     def select(self, view: Selection, *, now: datetime, leaving: AbstractSet[str]) -> Iterator[Planned]:  # noqa: ARG002
         left = [(memory_id, pinned) for memory_id, pinned in view.by_worth() if memory_id not in leaving]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +13,8 @@ import pytest
 from eviction_helpers import NOW, Spec, Used, ago, fill, key
 from sqlalchemy import func, select
 
-from elm_agent.errors import InputError, NotFound, StorageError
+from elm_agent.errors import BankMoved, InputError, NotFound, StorageError
+from elm_agent.memory import eviction
 from elm_agent.memory.eviction import Rules
 from elm_agent.memory.maintain import MAINTAIN_STEPS, Scheduled, maintain
 from elm_agent.records import EventKind, KeyKind, MemoryState, Route, UseOutcome, utcnow
@@ -21,7 +23,9 @@ from elm_agent.storage.bank import Bank
 from elm_agent.storage.chain import verify
 from elm_agent.storage.database import Database
 from elm_agent.storage.schema import NamespaceRow, OutboxRow, UseRow
+from elm_agent.storage.tensor_cache import TensorCache
 from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.tensors_fsspec import FsspecTensors
 
 STATES = MemoryState
 
@@ -193,6 +197,57 @@ def test_wrong_rules_change_nothing(either_bank: Bank) -> None:
     with pytest.raises(NotFound, match="'nowhere' is not in this bank"):
         maintain(either_bank, ["nowhere"], Rules(), now=NOW)
     assert either_bank.memory(namespace, memory_id).state is STATES.ACTIVE
+
+
+def test_what_moved_away_is_passed_over_unless_it_is_named(either_bank: Bank) -> None:
+    bank = either_bank
+    gone, [elsewhere] = fill(bank, [Spec(days=40)])
+    namespace, [here] = fill(bank, [Spec(days=40)])
+    with bank.database.write() as session:
+        session.get_one(NamespaceRow, gone).moved_to = "another place"
+    for dry_run in (True, False):
+        report = maintain(bank, None, Rules(ttl_days=30), purge=True, now=NOW, dry_run=dry_run)
+        skipped = {one.namespace: one.skipped for one in report.namespaces}
+        assert (skipped, report.total("evicted")) == ({gone: "it was moved to another place", namespace: None}, 1)
+        with pytest.raises(BankMoved, match="was moved to another place: open the bank there"):
+            maintain(bank, [namespace, gone], Rules(ttl_days=30), now=NOW, dry_run=dry_run)
+    assert states(bank, namespace, [here]) == [STATES.RETIRED]
+    assert states(bank, gone, [elsewhere]) == [STATES.ACTIVE]
+
+
+def test_the_cache_of_a_remote_store_is_swept(database_url: str, tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path / "cache", max_bytes=1 << 20, max_age_seconds=3600)
+    store = FsspecTensors(f"local://{tmp_path}/tensors", cache=cache)
+    bank = Bank(Database.open(database_url, busy_seconds=20), store, index="exact")
+    try:
+        namespace, _ = fill(bank, [Spec(), Spec()])
+        for memory in bank.memories(namespace):
+            bank.prompt(namespace, memory.id)
+        copies = sorted((tmp_path / "cache").glob("*/??/*"))
+        assert len(copies) == 2
+        os.utime(copies[0], (0, 0))
+        assert maintain(bank, None, Rules(), dry_run=True).cached_files == 0
+        assert copies[0].exists()
+        assert maintain(bank, None, Rules()).cached_files == 1
+        assert [path.exists() for path in copies] == [False, True]
+        assert maintain(bank, None, Rules()).cached_files == 0
+    finally:
+        bank.close()
+
+
+def test_comparing_all_pairs_of_many_is_said(
+    either_bank: Bank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    namespace, [_, _, _] = fill(either_bank, [Spec(0), Spec(1), Spec(90)])
+    rules = Rules(duplicate_similarity=0.99)
+    assert maintain(either_bank, [namespace], rules, now=NOW, dry_run=True).namespaces[0].notes == []
+    monkeypatch.setattr(eviction, "EXACT_LIMIT", 2)
+    report = maintain(either_bank, [namespace], rules, now=NOW)
+    [note] = report.namespaces[0].notes
+    assert note.startswith("each of 3 active memories is compared with all others to find near-duplicates")
+    assert "set `index` to 'pgvector' or a server" in note
+    assert [record.getMessage() for record in caplog.records] == [f"namespace {namespace}: {note}"]
+    assert report.total("evicted") == 1  # and it is done
 
 
 def test_the_clock_is_the_database_s_own(either_bank: Bank) -> None:
