@@ -29,7 +29,7 @@ def main() -> None:
             print(f"{question}  ->  {out['answer']}  [{out['route']}]", flush=True)
             runtime.runner.wait_idle()
         print(f"database  {settings.resolved_database_url}")
-        print(f"tensors   {sorted(path.name for path in settings.resolved_tensors.rglob('*.safetensors'))}")
+        print(f"tensors   {sorted(runtime.bank.tensors.digests(settings.namespace))}")
 
 
 if __name__ == "__main__":
