@@ -72,9 +72,9 @@ class Bank(BankReader):
         self.durable = durable
         self.jobs = JobQueue(database, self.vault)
         self._use_log = UseLog(database, self.vault)
-        self._exact = exact or ExactIndex()
+        self.exact = exact or ExactIndex()
         self._search = Search(
-            database, exact=self._exact, durable=durable, choice=index, exact_limit=exact_limit, vault=self.vault
+            database, exact=self.exact, durable=durable, choice=index, exact_limit=exact_limit, vault=self.vault
         )
 
     # --- namespaces -------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ class Bank(BankReader):
 
     def finish_purges(self, namespace: str) -> int:
         """Remove what an interrupted purge left in files and indexes; how many memories it was. Idempotent."""
-        return purge.finish(self, namespace, _silent)
+        return purge.finish(self, namespace, _silent)[0]
 
     # --- uses -------------------------------------------------------------------------------------------
 
@@ -394,7 +394,7 @@ class Bank(BankReader):
         """Give the indexes and the database back. The bank cannot be used afterwards."""
         if self.durable is not None:
             self.durable.close()
-        self._exact.close()
+        self.exact.close()
         self.database.close()
 
     def _changing(self, namespace: str, actor: str) -> AbstractContextManager[Change]:

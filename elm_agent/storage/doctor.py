@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from elm_agent.errors import BankMoved, IndexUnavailable, NotFound, StorageError, TensorMissing, VaultLocked
 from elm_agent.records import MemoryState, utcnow
-from elm_agent.storage import audit, audit_contents, audit_index, audit_purges, chain
+from elm_agent.storage import audit, audit_contents, audit_files, audit_index, audit_purges, chain
 from elm_agent.storage.audit_memories import MemoryAudit
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.findings import Finding, FindingKind
@@ -226,6 +226,8 @@ class _Visit:
         action = "deleted" if self.repair else None
         problem = "a temporary file of a writer that was killed"
         self.findings += [Finding(FindingKind.TEMPORARY_FILE, name, None, problem, action) for name in left]
+        self.findings += audit_files.surplus_copies(self.bank, named, self.checked, repair=self.repair)
+        self.findings += audit_files.damaged_snapshots(self.bank, self.checked, repair=self.repair)
 
     def _orphan(self, namespace: str, digest: str) -> None:
         try:

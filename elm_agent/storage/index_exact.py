@@ -9,7 +9,7 @@ another index pays only far above that.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from elm_agent.protocols import IndexCapability, IndexEntry
@@ -99,6 +99,11 @@ class ExactIndex:
             written = self._snapshots.write(namespace, kind, mark, ids, table.rows(), table.width, current)
             if written is not None:
                 self._tables[namespace, kind] = KeyTable(table.width, written.ids, written.keys)
+
+    def examine(self, *, repair: bool) -> Iterator[tuple[Path, bool]]:
+        """Every snapshot, and whether it is what was written; with ``repair`` others are deleted. For ``doctor``."""
+        if self._snapshots is not None:
+            yield from self._snapshots.examine(repair=repair)
 
     def scrub(self, namespace: str) -> bool:
         """Delete the snapshots of the namespace and forget its keys: both are made anew at the next search."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Delete, delete, func, select, update
 from sqlalchemy.orm import Session
 
-from elm_agent.errors import InputError
+from elm_agent.errors import IndexUnavailable, InputError
 from elm_agent.protocols import Observer
 from elm_agent.records import EventKind, MemoryState
 from elm_agent.storage.ledger import Change, changing, find_memory
@@ -39,24 +39,30 @@ _BATCH = 100  # memories of one transaction
 
 @dataclass(frozen=True, slots=True)
 class PurgeReport:
-    """What was removed. ``exports``: (memory id, pack id, path) of files that left the bank and still hold it."""
+    """What was removed, and what may still hold it.
+
+    ``exports``: (memory id, pack id, path) of files that left the bank. ``left``: a sentence for each index whose
+    files could not be cleaned from here.
+    """
 
     namespace: str
     memory_ids: tuple[str, ...]
     uses: int
     jobs: int
     exports: tuple[tuple[str, str, str], ...]
+    left: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What came from one subject in one namespace, and is gone (or would be, in a dry run)."""
+    """What came from one subject in one namespace, and is gone (or would be, in a dry run). See ``PurgeReport``."""
 
     namespace: str
     memory_ids: tuple[str, ...]
     jobs: int
     uses: int
     exports: tuple[tuple[str, str, str], ...]
+    left: tuple[str, ...] = ()
 
 
 def purge(
@@ -93,21 +99,25 @@ def purge(
             change.session.flush()
             tell("purge.before_commit", {"namespace": namespace, "memories": len(batch)})
         tell("purge.committed", {"namespace": namespace, "memories": len(batch)})
-    finish(bank, namespace, tell)
+    _, left = finish(bank, namespace, tell)
     gone = set(done)
-    left = tuple(export for export in exports if export[0] in gone)
-    return PurgeReport(namespace, tuple(done), uses, jobs, left)
+    copies = tuple(export for export in exports if export[0] in gone)
+    return PurgeReport(namespace, tuple(done), uses, jobs, copies, left)
 
 
-def finish(bank: Bank, namespace: str, tell: Observer) -> int:
-    """Clean files, caches, indexes and the journal of all that is purged and still pending; how many it was."""
+def finish(bank: Bank, namespace: str, tell: Observer) -> tuple[int, tuple[str, ...]]:
+    """Clean files, caches, indexes and the journal of all that is purged and still pending.
+
+    Returns how many memories it was, and what is left: see ``PurgeReport``. What an index keeps that cannot be
+    reached from here stays pending.
+    """
     pending = select(TombstoneRow.memory_id, TombstoneRow.pending).where(
         TombstoneRow.namespace == namespace, TombstoneRow.pending.is_not(None)
     )
     with bank.database.read() as session:
         found = [(memory_id, digest) for memory_id, digest in session.execute(pending) if digest is not None]
     if not found:
-        return 0
+        return 0, ()
     for start in range(0, len(found), _BATCH):
         digests = [digest for _, digest in found[start : start + _BATCH]]
         # under the namespace's lock: whoever publishes the same bytes holds it when it looks that they are there
@@ -117,7 +127,11 @@ def finish(bank: Bank, namespace: str, tell: Observer) -> int:
                 bank.tensors.delete(namespace, digest)
     bank.drop_caches(namespace, [memory_id for memory_id, _ in found])
     tell("purge.files", {"namespace": namespace, "memories": len(found)})
-    bank.scrub_indexes(namespace)
+    try:
+        unsure = bank.scrub_indexes(namespace)
+    except IndexUnavailable as error:
+        bank.database.scrub()
+        return len(found), (f"{error}",)
     cleared = update(TombstoneRow).where(TombstoneRow.namespace == namespace)
     with bank.database.write() as session:
         for start in range(0, len(found), _BATCH):
@@ -125,7 +139,7 @@ def finish(bank: Bank, namespace: str, tell: Observer) -> int:
             session.execute(cleared.where(TombstoneRow.memory_id.in_(ids)).values(pending=None))
     bank.database.scrub()
     tell("purge.done", {"namespace": namespace, "memories": len(found)})
-    return len(found)
+    return len(found), tuple(f"the index {name} may keep deleted keys on its disk: see its manual" for name in unsure)
 
 
 def forget(
@@ -155,13 +169,14 @@ def _forget_in(bank: Bank, namespace: str, subject: str, actor: str, dry_run: bo
         exports = _exports(session, namespace, ids)
     if dry_run or not (ids or jobs or uses):
         return Forgotten(namespace, ids, jobs, uses, exports)
+    left: tuple[str, ...] = ()
     if ids:
-        purge(bank, namespace, ids, actor=actor, reason=None, tell=tell, even_pinned=True)
+        left = purge(bank, namespace, ids, actor=actor, reason=None, tell=tell, even_pinned=True).left
     with changing(bank.database, namespace, actor=actor, vault=bank.vault) as change:
         change.session.execute(delete(UseRow).where(UseRow.namespace == namespace, UseRow.subject.in_(names)))
         change.note(EventKind.ERASED, None, {"memories": len(ids), "jobs": jobs, "uses": uses})
     bank.database.scrub()
-    return Forgotten(namespace, ids, jobs, uses, exports)
+    return Forgotten(namespace, ids, jobs, uses, exports, left)
 
 
 def _is(change: Change, memory_id: str, state: MemoryState) -> bool:
@@ -179,7 +194,7 @@ def _remove(change: Change, memory_id: str, reason: str | None) -> tuple[int, in
     # older work for the indexes goes first: without a range of revisions the index over memories finds it
     session.execute(delete(OutboxRow).where(OutboxRow.namespace == namespace, OutboxRow.memory_id == memory_id))
     change.tell_indexes(memory_id, present=False)
-    session.add(
+    session.merge(  # the doctor purges again what came back
         TombstoneRow(
             namespace=namespace,
             memory_id=memory_id,

@@ -109,6 +109,24 @@ class Snapshots:
         except OSError as error:
             raise StorageError(f"a snapshot of keys cannot be written in {place}: {error}") from error
 
+    def examine(self, *, repair: bool) -> Iterator[tuple[Path, bool]]:
+        """Every snapshot, and whether it is whole; with ``repair`` those that are not are deleted."""
+        for path in sorted(path for path in self.folder.glob("*/*/*") if _NAME.fullmatch(path.name)):
+            try:
+                about = json.loads((path / "about.json").read_bytes())
+                namespace, kind = about["namespace"], KeyKind(path.parent.name)
+                _read(path, namespace, kind)
+                whole = path.parent == self._place(namespace, kind)
+            except FileNotFoundError:
+                whole = not path.exists()  # a younger one has just taken its place
+            except OSError as error:
+                raise StorageError(f"the snapshot {path} cannot be read: {error.strerror}; delete it") from error
+            except Exception:  # noqa: BLE001 - damaged bytes can raise anything, and all of it means the same
+                whole = False
+            if not whole and repair:
+                shutil.rmtree(path, ignore_errors=True)  # another process may be deleting it too
+            yield path, whole
+
     def scrub(self, namespace: str) -> None:
         """Delete every snapshot of the namespace."""
         if (self.folder / folder_name(namespace)).exists():

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elm_agent.errors import StorageError, TensorCorrupt
-from elm_agent.storage.tensor_names import checked_bytes, file_of, folder_of
+from elm_agent.storage.tensor_names import checked_bytes, digest_at, file_of, folder_of, namespace_of
 from elm_agent.storage.tensors import disk_advice
 
 _LOG = logging.getLogger(__name__)
@@ -85,6 +85,13 @@ class TensorCache:
             advice = disk_advice(error, self.directory)
             raise StorageError(f"the cached copy of tensor {digest[:19]}… could not be deleted: {advice}") from error
         return True
+
+    def copies(self) -> Iterator[tuple[str, str]]:
+        """(namespace, digest) of every copy, for ``doctor``."""
+        for path, _ in self._files():
+            namespace, digest = namespace_of(path.parent.parent.name), digest_at(path.parent.name, path.name)
+            if namespace is not None and digest is not None:
+                yield namespace, digest
 
     def sweep(self) -> int:
         """Remove what is too old, then the least recently used beyond the bound; how many files went.

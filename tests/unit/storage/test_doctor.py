@@ -15,13 +15,16 @@ from sqlalchemy.orm import Session
 from elm_agent.errors import LeaseLost
 from elm_agent.records import EventKind, JobState, KeyKind, MemoryRecord, MemoryState, utcnow
 from elm_agent.softprompt import to_bytes
-from elm_agent.storage import audit_index
+from elm_agent.storage import audit_index, rows
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.database import Database
 from elm_agent.storage.doctor import FindingKind, Report, examine
 from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.schema import EpisodeRow, JobRow, KeyRow, MemoryRow, OutboxRow
+from elm_agent.storage.index_exact import ExactIndex
+from elm_agent.storage.schema import EpisodeRow, EventRow, JobRow, KeyRow, MemoryRow, OutboxRow, TombstoneRow
+from elm_agent.storage.tensor_cache import TensorCache
 from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.tensors_fsspec import FsspecTensors
 
 LATER = timedelta(hours=2)
 
@@ -310,3 +313,125 @@ def test_every_table_is_covered() -> None:
     names = {table.__tablename__ for table in thought_of} | {"uses", "events", "namespaces", "index_watermarks"}
     names |= {"tombstones", "exports", "vault_keys"}  # stay when memories go
     assert set(Base.metadata.tables) == names
+
+
+# --- the ledger and its witness ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["key", "question", "rollouts", "model", "prompt", "its own event"])
+def test_a_memory_that_was_changed_behind_the_ledger(
+    bank: Bank, pair: tuple[MemoryRecord, MemoryRecord], what: str
+) -> None:
+    memory = pair[0]
+    of_key = (KeyRow.memory_id == memory.id) & (KeyRow.kind == KeyKind.KV.value)
+    of_memory, of_episode = MemoryRow.id == memory.id, EpisodeRow.id == memory.episode_id
+    other = bank.tensors.put("default", to_bytes(torch.zeros(2, 4)))
+    statement = {
+        "key": update(KeyRow).where(of_key).values(vector=rows.pack(unit(1, 0))),
+        "question": update(MemoryRow).where(of_memory).values(question="another one"),
+        "rollouts": update(EpisodeRow).where(of_episode).values(rollouts=[]),
+        "model": update(MemoryRow).where(of_memory).values(recipe={"steps": 1}),
+        "prompt": update(MemoryRow).where(of_memory).values(tensor_digest=other),
+        "its own event": update(EventRow).where(EventRow.note.startswith("record ")).values(note="record sha256:0"),
+    }[what]
+    with bank.database.write() as session:
+        session.execute(statement)
+    report = examine(bank, repair=True)
+    found = {finding.subject for finding in report.findings if finding.kind is FindingKind.ALTERED_RECORD}
+    if what == "its own event":
+        assert found == {one.id for one in pair}
+        assert FindingKind.BROKEN_CHAIN in kinds(report)
+    else:
+        assert found == {memory.id}
+        assert bank.memory("default", pair[1].id).state is MemoryState.ACTIVE
+
+
+@pytest.mark.parametrize("columns", [{"state": "retired"}, {"pinned": True}])
+def test_a_state_that_the_ledger_does_not_know(
+    bank: Bank, pair: tuple[MemoryRecord, MemoryRecord], columns: dict[str, object]
+) -> None:
+    with bank.database.write() as session:
+        session.execute(update(MemoryRow).where(MemoryRow.id == pair[0].id).values(columns))
+    assert kinds(examine(bank)) == [FindingKind.WRONG_STATE]
+
+
+@pytest.mark.usefixtures("pair")
+def test_everything_is_counted(bank: Bank) -> None:
+    checked = examine(bank).checked
+    assert {checked[what] for what in ("memories", "records proven", "jobs read", "tensors", "jobs")} == {2}
+    assert (checked["events"], checked["namespaces"], checked["database"]) == (6, 1, 1)
+
+
+# --- purges -----------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_purge_is_finished(bank: Bank, pair: tuple[MemoryRecord, MemoryRecord]) -> None:
+    def stop(step: str, _detail: dict[str, object]) -> None:
+        if step == "purge.committed":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bank.purge("default", [pair[0].id], actor="test", reason=None, observe=stop)
+    young = examine(bank)
+    assert kinds(young) == []
+    assert young.checked["purges in flight"] == 1
+    later = utcnow() + LATER
+    assert kinds(examine(bank, now=later)) == [FindingKind.UNFINISHED_PURGE, FindingKind.ORPHAN_TENSOR]
+    assert examine(bank, repair=True, now=later).left == ()
+    assert examine(bank, now=later).clean
+    assert not file_of(bank, pair[0]).exists()
+
+
+def test_a_purged_memory_that_came_back(bank: Bank, pair: tuple[MemoryRecord, MemoryRecord]) -> None:
+    with bank.database.write() as session:
+        stone = {"revision": 1, "actor": "test", "purged_at": utcnow()}
+        session.add(TombstoneRow(namespace="default", memory_id=pair[0].id, **stone))
+    report = examine(bank, repair=True)
+    assert FindingKind.UNPURGED in kinds(report)
+    assert report.left == ()
+    assert [memory.id for memory in bank.memories("default")] == [pair[1].id]
+    assert examine(bank).clean
+
+
+# --- the database, files beside it, banks elsewhere -------------------------------------------------------
+
+
+def test_a_column_that_is_gone(bank: Bank) -> None:
+    with bank.database.write() as session:
+        session.execute(text("ALTER TABLE exports DROP COLUMN path"))
+    (finding,) = examine(bank, repair=True).findings
+    assert (finding.kind, finding.subject, finding.action) == (FindingKind.OTHER_SCHEMA, "exports", None)
+
+
+def test_a_row_that_cannot_be_read(bank: Bank, pair: tuple[MemoryRecord, MemoryRecord]) -> None:
+    with bank.database.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == pair[0].job_id).values(recipe={"no": "recipe"}))
+        session.execute(update(MemoryRow).where(MemoryRow.id == pair[1].id).values(virtual_tokens=3))
+    assert set(kinds(examine(bank))) == {FindingKind.DAMAGED_ROW, FindingKind.ALTERED_TENSOR}
+
+
+def test_snapshots_and_cached_copies(database: Database, tmp_path: Path) -> None:
+    cache = TensorCache(tmp_path / "cache", max_bytes=10**6, max_age_seconds=10**6)
+    tensors = FsspecTensors(f"file://{tmp_path / 'remote'}", cache=cache)
+    bank = Bank(database, tensors, index="exact", exact=ExactIndex(tmp_path / "index", keep_above=1))
+    bank.bind("default", MODEL)
+    for n in range(4):
+        memory = learner(bank)(f"{n} what", unit(1, n, 0, 0))
+        bank.prompt("default", memory.id)
+    bank.nearest("default", KeyKind.INPUT, unit(1, 0, 0, 0), 1)
+    report = examine(bank)
+    assert (report.clean, report.checked["snapshots"], report.checked["cached tensors"]) == (True, 1, 4)
+    (keys,) = (tmp_path / "index").rglob("keys.npy")
+    keys.write_bytes(keys.read_bytes()[:-1] + b"\x55")
+    cache.add("default", "sha256:" + "a" * 64, b"of another machine")
+    mended(bank, FindingKind.SURPLUS_COPY, FindingKind.DAMAGED_SNAPSHOT)
+    bank.close()
+
+
+def test_a_bank_that_moved_is_only_looked_at(bank: Bank, pair: tuple[MemoryRecord, MemoryRecord]) -> None:
+    file_of(bank, pair[0]).unlink()
+    with bank.database.write() as session:
+        session.execute(text("UPDATE namespaces SET moved_to = 'sqlite:///elsewhere'"))
+    report = examine(bank, repair=True)
+    assert len(report.left) == 1
+    assert "it was moved to sqlite:///elsewhere" in report.skipped[0]
