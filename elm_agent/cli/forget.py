@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elm_agent.cli.confirm import agreed
-from elm_agent.cli.maintain import show_exports
+from elm_agent.cli.maintain import show_left
 from elm_agent.cli.opening import whole_bank
 from elm_agent.cli.options import Shared
 from elm_agent.cli.output import Output
@@ -48,7 +48,8 @@ def forget(
         out.document({"dry_run": not gone, "forgotten": found})
     elif gone:
         out.say("forgotten")
-        show_exports(out, [export for one in found for export in one.exports])
+        for one in found:
+            show_left(out, one)
 
 
 def _show(out: Output, found: Sequence[Forgotten], verb: str) -> None:

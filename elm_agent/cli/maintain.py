@@ -115,7 +115,8 @@ def _show(out: Output, report: MaintenanceReport) -> None:
         out.say(f"{counts['used_events']} use events written, {counts['outbox_rows']} outbox rows deleted")
         if report.cached_files:
             out.say(f"{report.cached_files} tensors were taken out of this machine's cache")
-        show_exports(out, [export for namespace in report.namespaces for export in namespace.exports])
+        for namespace in report.namespaces:
+            show_left(out, namespace)
 
 
 def _plain(report: MaintenanceReport) -> list[dict[str, Any]]:
@@ -136,7 +137,9 @@ def _row(named: Any) -> tuple[Any, ...]:
     return named.facts.id, policy, named.reason, short(named.facts.question, 50)
 
 
-def show_exports(out: Output, exports: Any) -> None:
-    """Files that left the bank cannot be reached from here: say which still hold what was purged."""
-    for memory_id, pack_id, path in exports:
+def show_left(out: Output, report: Any) -> None:
+    """What cannot be reached from here and may still hold what was purged: packs, and indexes of others."""
+    for memory_id, pack_id, path in report.exports:
         out.say(f"{memory_id} is still in the pack {path} ({pack_id[:19]}): delete that file yourself")
+    for sentence in report.left:
+        out.say(sentence)

@@ -10,7 +10,7 @@ import typer
 
 from elm_agent.cli.confirm import agreed
 from elm_agent.cli.lineage import show_lineage
-from elm_agent.cli.maintain import show_exports
+from elm_agent.cli.maintain import show_left
 from elm_agent.cli.opening import opened_bank
 from elm_agent.cli.options import TIMES, Shared, group, in_zone, shared
 from elm_agent.cli.output import Output, short, when
@@ -223,7 +223,7 @@ def purge(
         out.document(report if report is not None else {"dry_run": True, "memory_ids": memory_ids})
     elif report is not None:
         out.say(f"purged {len(report.memory_ids)} memories with {report.uses} uses and {report.jobs} jobs")
-        show_exports(out, report.exports)
+        show_left(out, report)
 
 
 def _transition(options: Shared, memory_ids: list[str], to: MemoryState, reason: str | None, verb: str) -> None:

@@ -57,9 +57,8 @@ class NamespaceReport:
     kept: int = 0  # named by a policy, and pinned
     by_policy: Counter[str] = field(default_factory=Counter)
     purged: int = 0
-    exports: list[tuple[str, str, str]] = field(
-        default_factory=list
-    )  # (memory, pack, path) that still hold purged ones
+    exports: list[tuple[str, str, str]] = field(default_factory=list)  # (memory, pack, path) that hold purged ones
+    left: list[str] = field(default_factory=list)  # sentences on indexes that may hold purged keys
     used_events: int = 0
     outbox_rows: int = 0
     skipped: str | None = None  # why nothing was done here
@@ -248,6 +247,7 @@ def _purge(bank: Bank, report: NamespaceReport, before: datetime, actor: str, dr
         )
         report.purged += len(done.memory_ids)
         report.exports += done.exports
+        report.left += [sentence for sentence in done.left if sentence not in report.left]
 
 
 def _nearest(bank: Bank, namespace: str) -> Nearest | None:

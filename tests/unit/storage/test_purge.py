@@ -12,7 +12,10 @@ from elm_agent.errors import InputError, LeaseLost, NotFound, StorageError, Tens
 from elm_agent.records import EventKind, Hit, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.database import Database
+from elm_agent.storage.index_chroma import ChromaIndex
 from elm_agent.storage.schema import Base
+from elm_agent.storage.tensors import LocalTensors
 
 X, Y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
 MARK = "xylophone"  # in every text of what is to go
@@ -192,3 +195,17 @@ def test_bytes_that_are_purged_while_they_are_published_again_are_not_lost_unsee
     assert bank.memories("default") == []
     memory = bank.publish(lease, trained(X, seed=1), **made)
     assert bank.prompt("default", memory.id).virtual_tokens == 2
+
+
+def test_an_index_that_is_not_open_here_is_named_and_cleaned_later(database: Database, tmp_path: Path) -> None:
+    tensors, folder = LocalTensors(tmp_path / "tensors"), tmp_path / "chroma"
+    owner = Bank(database, tensors, index="durable", durable=ChromaIndex(folder))
+    owner.bind("default", MODEL)
+    gone = publish(owner, "one", seed=1)
+    other = Bank(database, tensors, index="durable")
+    report = other.purge("default", [gone], actor="t", reason=None)
+    assert len(report.left) == 1
+    assert "may still hold deleted keys" in report.left[0]
+    assert owner.finish_purges("default") == 1
+    assert owner.finish_purges("default") == 0
+    owner.close()
