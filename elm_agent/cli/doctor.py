@@ -9,6 +9,7 @@ import typer
 from elm_agent.cli.opening import whole_bank
 from elm_agent.cli.options import Shared
 from elm_agent.cli.output import Output
+from elm_agent.cli.progress import count_bar
 from elm_agent.errors import StorageError
 
 if TYPE_CHECKING:
@@ -19,15 +20,18 @@ def doctor(
     options: Shared,
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended, and say what was done.")] = False,
 ) -> int:
-    """Look for what is wrong in all namespaces: tensors, index, jobs, rows. The exit code is 4 if anything is left.
+    """Look for what is wrong in all namespaces: database, ledger, memories, tensors, jobs, purges, indexes, caches.
+
+    The exit code is 4 if anything is left.
 
     Without --repair nothing is changed. Safe while agents and workers use the bank.
     """
+    out = options.output()
     with whole_bank(options.load(), owns_index=True) as bank:
         from elm_agent.storage.doctor import examine
 
-        report = examine(bank, repair=repair)
-    out = options.output()
+        with count_bar(out, "checking") as tell:
+            report = examine(bank, repair=repair, progress=lambda _what, done, total: tell(done, total))
     if out.json:
         out.document({**_counts(report), "findings": report.findings, "skipped": report.skipped})
     else:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -264,6 +264,9 @@ def campaign(
                     # of what happens several times, also a later time
                     nth = dice.choice((1, 2)) if step in ("train.step", "rotate.tensor_durable") else 1
                     kill_once(world, work, step, nth, tally, dice)
+                    done = sum(one.kills for one in tallies.values())
+                    if done % 25 == 0:
+                        print(f"{done} kills", file=sys.stderr, flush=True)
 
 
 def table(tallies: dict[tuple[str, str], Tally]) -> str:
@@ -301,24 +304,15 @@ def main() -> int:
     dice, tallies, began = random.Random(args.seed), dict[tuple[str, str], Tally](), time.monotonic()
     # a killed process loses nothing that the kernel has, so memory is as good a disk as any here, and much quicker
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory) as name, temporary_cluster() as server:
-        folder = Path(name)
-        packs = make_packs(folder, 24)
+    stopped = suppress(KeyboardInterrupt)  # what was reached by then is worth a table
+    with stopped, tempfile.TemporaryDirectory(dir=memory) as name, temporary_cluster() as server:
+        packs = make_packs(Path(name), 24)
         for (postgres, index), points in spread(args.kills, dice).items():
-            where = f"{'postgres' if postgres else 'sqlite'}-{index}"
-            if args.only not in (None, where):
-                continue
-            at = time.monotonic()
-            campaign(
-                folder,
-                points,
-                server=server if postgres else None,
-                index=index,
-                packs=packs,
-                dice=dice,
-                tallies=tallies,
-            )
-            print(f"{where}: {len(points)} kills in {time.monotonic() - at:.0f} s", flush=True)
+            where, at = f"{'postgres' if postgres else 'sqlite'}-{index}", time.monotonic()
+            if args.only in (None, where):
+                of = server if postgres else None
+                campaign(Path(name), points, server=of, index=index, packs=packs, dice=dice, tallies=tallies)
+                print(f"{where}: {len(points)} kills in {time.monotonic() - at:.0f} s", flush=True)
     print(table(tallies))
     print(f"seed {args.seed}, {time.monotonic() - began:.0f} s")
     return 0 if all(tally.clean for tally in tallies.values()) else 1
