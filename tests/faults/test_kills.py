@@ -53,6 +53,7 @@ def test_kills(request: pytest.FixtureRequest, tmp_path: Path, packs: list[Path]
     tallies: dict[tuple[str, str], Tally] = {}
     campaign(tmp_path, points, server=server, index=index, packs=packs, dice=random.Random(1), tallies=tallies)
     print(table(tallies))
+    assert all(tallies[point].kills for point in points if point in NAMED), "a step that is never reached"
     assert [f"{point}: {tally.said}" for point, tally in tallies.items() if not tally.clean] == []
 
 
