@@ -245,7 +245,7 @@ class KeyIndex(Protocol):
 
     @property
     def name(self) -> str:
-        """At most 32 characters; another for every place the keys may lie, since how far it was fed is noted by it."""
+        """At most 32 characters; another for each place the keys may lie: how far it was fed is noted under it."""
         ...
 
     @property

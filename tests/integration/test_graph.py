@@ -71,7 +71,8 @@ def test_first_question_has_no_memory_and_is_learnt(opened: Open) -> None:
     assert (job.state, job.progress["step"]) == ("done", 2)
     assert runtime.bank.memory("default", str(job.memory_id)).question == FIRST["question"]
     assert set(out) == {
-        "answer", "text", "route", "reason", "candidates", "memory_id", "memory_namespace", "similarity", "use_id", "job_id",
+        "answer", "text", "route", "reason", "candidates", "memory_id", "memory_namespace", "similarity", "use_id",
+        "job_id",
     }  # fmt: skip
 
 

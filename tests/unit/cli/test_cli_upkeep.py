@@ -43,9 +43,7 @@ def document(elm: Elm, *words: object) -> Any:
     return json.loads(result.stdout)
 
 
-def test_maintain_shows_first_and_then_does_the_same(
-    elm: Elm, bank: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_maintain_shows_first_and_then_does_the_same(elm: Elm, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELM_EVICTION__CAPACITY", "1")
     shown = elm("maintain", "--evict")
     assert shown.exit_code == 0
@@ -74,18 +72,21 @@ def test_maintain_purges_only_when_asked(elm: Elm, bank: Bank, monkeypatch: pyte
     assert list(ids(bank)) == ["2 + 2?"]
 
 
-def test_a_schedule_asks_nobody(elm: Elm, bank: Bank) -> None:
+@pytest.mark.usefixtures("bank")
+def test_a_schedule_asks_nobody(elm: Elm) -> None:
     assert_one_sentence(elm("maintain", "--every", "60"), 2, "add --yes, or --dry-run")
 
 
-def test_wrong_conditions_are_one_sentence(elm: Elm, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("bank")
+def test_wrong_conditions_are_one_sentence(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(elm("memories", "list", "--where", "uses > ", "--json"))
     assert (error["type"], error["exit_code"]) == ("InputError", 2)
     monkeypatch.setenv("ELM_EVICTION__WHERE", "colour == 'red'")
     assert_one_sentence(elm("maintain"), 2, "unknown symbol: 'colour'")
 
 
-def test_lists_by_condition_and_subject(elm: Elm, bank: Bank) -> None:
+@pytest.mark.usefixtures("bank")
+def test_lists_by_condition_and_subject(elm: Elm) -> None:
     def listed(*words: object) -> list[str]:
         return [memory["question"] for memory in document(elm, "memories", "list", *words)]
 
