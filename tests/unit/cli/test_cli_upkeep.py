@@ -72,12 +72,12 @@ def test_maintain_purges_only_when_asked(elm: Elm, bank: Bank, monkeypatch: pyte
     assert list(ids(bank)) == ["2 + 2?"]
 
 
-@pytest.mark.usefixtures("bank")
+@pytest.mark.usefixtures("fake", "bank")
 def test_a_schedule_asks_nobody(elm: Elm) -> None:
     assert_one_sentence(elm("maintain", "--every", "60"), 2, "add --yes, or --dry-run")
 
 
-@pytest.mark.usefixtures("bank")
+@pytest.mark.usefixtures("fake", "bank")
 def test_wrong_conditions_are_one_sentence(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(elm("memories", "list", "--where", "uses > ", "--json"))
     assert (error["type"], error["exit_code"]) == ("InputError", 2)
@@ -85,7 +85,7 @@ def test_wrong_conditions_are_one_sentence(elm: Elm, monkeypatch: pytest.MonkeyP
     assert_one_sentence(elm("maintain"), 2, "unknown symbol: 'colour'")
 
 
-@pytest.mark.usefixtures("bank")
+@pytest.mark.usefixtures("fake", "bank")
 def test_lists_by_condition_and_subject(elm: Elm) -> None:
     def listed(*words: object) -> list[str]:
         return [memory["question"] for memory in document(elm, "memories", "list", *words)]
