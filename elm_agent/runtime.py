@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from elm_agent.memory.maintain import MaintenanceReport
     from elm_agent.memory.worker import Worker
     from elm_agent.storage.bank import Bank
-    from elm_agent.storage.database import Database
-    from elm_agent.storage.feed import FedIndex
-    from elm_agent.storage.master_keys import KeyFunction
+    from elm_agent.storage.indexes.feed import FedIndex
     from elm_agent.storage.search import IndexChoice
-    from elm_agent.storage.vault import Vault
+    from elm_agent.storage.sql.database import Database
+    from elm_agent.storage.vault.base import Vault
+    from elm_agent.storage.vault.master_keys import KeyFunction
 
 Progress = Callable[[int, int], None]
 """``progress(bytes_done, bytes_in_all)`` while a model is downloaded."""
@@ -102,10 +102,10 @@ def open_bank(
         VaultLocked: the bank was encrypted under another key.
     """
     from elm_agent.storage.bank import Bank
-    from elm_agent.storage.database import Database
-    from elm_agent.storage.flat_tensors import adopt_flat_tensors
-    from elm_agent.storage.index_exact import ExactIndex
-    from elm_agent.storage.tensors import LocalTensors
+    from elm_agent.storage.indexes.exact import ExactIndex
+    from elm_agent.storage.sql.database import Database
+    from elm_agent.storage.tensors.flat import adopt_flat_tensors
+    from elm_agent.storage.tensors.local import LocalTensors
 
     settings = settings or Settings()
     with ExitStack() as opened:  # what is open when something fails is closed again
@@ -134,10 +134,10 @@ def open_tensors(settings: Settings) -> TensorStore:
     Raises:
         SettingsError: the URL is not usable, a package is missing, or an option looks like a secret.
     """
-    from elm_agent.storage.tensor_cache import TensorCache
-    from elm_agent.storage.tensor_urls import local_folder
-    from elm_agent.storage.tensors import LocalTensors
-    from elm_agent.storage.tensors_fsspec import FsspecTensors
+    from elm_agent.storage.tensors.cache import TensorCache
+    from elm_agent.storage.tensors.local import LocalTensors
+    from elm_agent.storage.tensors.remote import FsspecTensors
+    from elm_agent.storage.tensors.urls import local_folder
 
     folder = local_folder(settings.resolved_tensors)
     if folder is not None:
@@ -187,7 +187,7 @@ def maintain_bank(
 
 
 def _vault(settings: Settings, database: Database, encryption_key: KeyFunction | None) -> Vault:
-    from elm_agent.storage.vault_opening import open_vault
+    from elm_agent.storage.vault.opening import open_vault
 
     wanted = settings.encryption
     return open_vault(database, key_env=wanted.key_env, key_file=wanted.key_file, function=encryption_key)
@@ -202,22 +202,22 @@ def _durable_index(settings: Settings, database: Database, owns_index: bool) -> 
     """Every process opens a server's index; embedded Chroma bears one, its owner."""
     kind, separator, _ = settings.index.partition("+")
     if separator:
-        from elm_agent.storage.server_urls import parse_server_url
+        from elm_agent.storage.indexes.server_urls import parse_server_url
 
         url = parse_server_url(settings.index, database.engine.url)
         if kind == "qdrant":
-            from elm_agent.storage.index_qdrant import QdrantIndex
+            from elm_agent.storage.indexes.qdrant import QdrantIndex
 
             return QdrantIndex(url)
-        from elm_agent.storage.index_chroma_server import ChromaServerIndex
+        from elm_agent.storage.indexes.chroma_server import ChromaServerIndex
 
         return ChromaServerIndex(url)
     if kind == "pgvector":
-        from elm_agent.storage.index_pgvector import PgvectorIndex
+        from elm_agent.storage.indexes.pgvector import PgvectorIndex
 
         return PgvectorIndex(database)
     if kind in ("auto", "chroma") and owns_index:
-        from elm_agent.storage.index_chroma import ChromaIndex
+        from elm_agent.storage.indexes.chroma import ChromaIndex
 
         return ChromaIndex(settings.home / "chroma")
     return None

@@ -62,7 +62,7 @@ def writes(bank: Bank, rng: np.random.Generator, count: int) -> tuple[float, flo
 
 def chain_rate(bank: Bank) -> float:
     """Events of the ledger verified per second."""
-    from elm_agent.storage.chain import verify
+    from elm_agent.storage.ledger.chain import verify
 
     started = time.perf_counter()
     report = verify(bank.database, OF)
@@ -147,8 +147,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     from elm_agent.storage.bank import Bank
-    from elm_agent.storage.database import Database
-    from elm_agent.storage.tensors import LocalTensors
+    from elm_agent.storage.sql.database import Database
+    from elm_agent.storage.tensors.local import LocalTensors
 
     with tempfile.TemporaryDirectory(prefix="elm-costs-") as folder:
         urls = {"SQLite": f"sqlite:///{Path(folder) / 'costs.sqlite'}"}

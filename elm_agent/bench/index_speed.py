@@ -21,10 +21,10 @@ from elm_agent.bench.filling import NoTensors, fill, model_of, unit_rows
 from elm_agent.protocols import IndexEntry
 from elm_agent.records import KeyKind
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.projection import WIDTH, project
-from elm_agent.storage.snapshots import Mark
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.indexes.projection import WIDTH, project
+from elm_agent.storage.indexes.snapshots import Mark
+from elm_agent.storage.sql.database import Database
 
 Row = dict[str, float | int | str]
 

@@ -103,7 +103,7 @@ class Simulation:
         events = [0]
 
         def verify() -> None:
-            from elm_agent.storage.chain import verify
+            from elm_agent.storage.ledger.chain import verify
 
             report = verify(bank.database, of)
             assert report.broken is None, report.broken
@@ -234,8 +234,8 @@ def run(
 ) -> Iterator[Size]:
     """Grow a bank in ``folder`` and yield what each size cost, as soon as it is known."""
     from elm_agent.storage.bank import Bank
-    from elm_agent.storage.database import Database
-    from elm_agent.storage.tensors import LocalTensors
+    from elm_agent.storage.sql.database import Database
+    from elm_agent.storage.tensors.local import LocalTensors
 
     folder.mkdir(parents=True, exist_ok=True)
     place = url or f"sqlite:///{folder / 'scale.sqlite'}"

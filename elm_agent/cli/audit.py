@@ -67,7 +67,7 @@ def verify(
         raise typer.Exit(verify_against(options, held_against, public_key))
     if public_key is not None:
         raise InputError("--public-key goes with --checkpoint FILE: the signature is in that file")
-    from elm_agent.storage import chain
+    from elm_agent.storage.ledger import chain
 
     out = options.output()
     settings = options.load()

@@ -16,7 +16,7 @@ from elm_agent.cli.progress import count_bar
 from elm_agent.errors import InputError
 
 if TYPE_CHECKING:
-    from elm_agent.storage.move import MoveReport
+    from elm_agent.storage.moving.move import MoveReport
 
 app = group("bank", "The bank as a whole: move it to other back ends.")
 
@@ -41,7 +41,7 @@ def migrate(
     out = options.output()
     from elm_agent.runtime import open_bank
     from elm_agent.settings import load_settings
-    from elm_agent.storage.move import move
+    from elm_agent.storage.moving.move import move
 
     there = load_settings(target)
     with whole_bank(load_settings(source), owns_index=False) as bank:

@@ -13,7 +13,7 @@ from elm_agent.cli.progress import count_bar
 from elm_agent.errors import InputError, StorageError
 
 if TYPE_CHECKING:
-    from elm_agent.storage.checkpoints import Compared
+    from elm_agent.storage.ledger.checkpoints import Compared
 
 
 def checkpoint(
@@ -29,8 +29,8 @@ def checkpoint(
     answer = options.output()
     if out.exists():
         raise InputError(f"{out} exists already: a checkpoint is not overwritten; name another file")
-    from elm_agent.storage import checkpoints
-    from elm_agent.storage.signing import SigningKey
+    from elm_agent.storage.ledger import checkpoints
+    from elm_agent.storage.ledger.signing import SigningKey
 
     signer = None if key is None else SigningKey.read(key)
     with whole_bank(options.load(), owns_index=False) as bank, count_bar(answer, "events") as progress:
@@ -46,8 +46,8 @@ def checkpoint(
 
 def verify_against(options: Shared, file: Path, public_key: str | None) -> int:
     """Check the signature of a checkpoint, and hold the bank against it. The exit status."""
-    from elm_agent.storage import checkpoints
-    from elm_agent.storage.signing import PublicKey
+    from elm_agent.storage.ledger import checkpoints
+    from elm_agent.storage.ledger.signing import PublicKey
 
     out = options.output()
     taken = checkpoints.read(file)

@@ -13,7 +13,7 @@ from elm_agent.cli.progress import count_bar
 from elm_agent.errors import StorageError
 
 if TYPE_CHECKING:
-    from elm_agent.storage.doctor import Report
+    from elm_agent.storage.health.doctor import Report
 
 
 def doctor(
@@ -28,7 +28,7 @@ def doctor(
     """
     out = options.output()
     with whole_bank(options.load(), owns_index=True) as bank:
-        from elm_agent.storage.doctor import examine
+        from elm_agent.storage.health.doctor import examine
 
         with count_bar(out, "checking") as tell:
             report = examine(bank, repair=repair, progress=lambda _what, done, total: tell(done, total))

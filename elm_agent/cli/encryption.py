@@ -15,7 +15,7 @@ from elm_agent.errors import InputError, NotFound, StorageError
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
-    from elm_agent.storage.rotation import Resealed, Rewrapped
+    from elm_agent.storage.vault.rotation import Resealed, Rewrapped
 
 app = group("encryption", "Keep memories unreadable on disk: keys, what is sealed, and rotation.")
 
@@ -27,7 +27,7 @@ def new_key(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it there, for you alone.")] = None,
 ) -> None:
     """Print a new master key. Keep a copy where the bank is not: without it, nothing sealed can be read again."""
-    from elm_agent.storage.master_keys import MasterKey, new_master_key, write_private
+    from elm_agent.storage.vault.master_keys import MasterKey, new_master_key, write_private
 
     key = new_master_key()
     answer = options.output()
@@ -48,7 +48,7 @@ def status(options: Shared) -> None:
     """Show each namespace's keys, the master key that wraps them, and how much is not sealed by the newest one."""
     out = options.output()
     with whole_bank(options.load(), owns_index=False) as bank:
-        from elm_agent.storage.vault_status import vault_status
+        from elm_agent.storage.vault.status import vault_status
 
         found = vault_status(bank)
     if out.json:
@@ -111,15 +111,15 @@ def rotate(
 
 
 def _rotate_master(out: Output, bank: Bank, env: str | None, file: Path | None) -> list[Rewrapped]:
-    from elm_agent.storage.master_keys import source
-    from elm_agent.storage.rotation import rotate_master
+    from elm_agent.storage.vault.master_keys import source
+    from elm_agent.storage.vault.rotation import rotate_master
 
     with count_bar(out, "namespaces") as progress:
         return rotate_master(bank, to=source(key_env=env, key_file=file), progress=progress)
 
 
 def _rotate_data(out: Output, bank: Bank, namespace: str) -> Resealed:
-    from elm_agent.storage.rotation import rotate_data
+    from elm_agent.storage.vault.rotation import rotate_data
 
     with count_bar(out, f"rows of {namespace}") as progress:
         return rotate_data(bank, namespace, progress=progress)

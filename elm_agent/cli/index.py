@@ -16,7 +16,7 @@ app = group("index", "The indexes of keys: derived from the database, and never 
 def status(options: Shared) -> None:
     """Show how far each index was fed, for every namespace, and whether the one in use can be reached."""
     with whole_bank(options.load(), owns_index=True) as bank:
-        from elm_agent.storage.index_status import capabilities, index_status
+        from elm_agent.storage.indexes.status import capabilities, index_status
 
         found = [entry for entry in index_status(bank) if options.namespace in (None, entry.namespace)]
         promises = sorted(capability.value for capability in capabilities(bank))

@@ -10,7 +10,7 @@ import typer
 from elm_agent.cli.options import Shared, group, shared
 
 if TYPE_CHECKING:
-    from elm_agent.storage.signing import PublicKey
+    from elm_agent.storage.ledger.signing import PublicKey
 
 app = group("keys", "Make and show the key pairs (Ed25519) that sign checkpoints and packs.")
 
@@ -24,7 +24,7 @@ def new(
     ],
 ) -> None:
     """Make a key pair: write the private key to FILE, and print the public one."""
-    from elm_agent.storage.signing import SigningKey
+    from elm_agent.storage.ledger.signing import SigningKey
 
     key = SigningKey.generate()
     key.write(out)
@@ -37,7 +37,7 @@ def show(
     options: Shared, file: Annotated[Path, typer.Argument(metavar="FILE", help="A private key, in PEM.")]
 ) -> None:
     """Print the public key of a private one, to be given to whoever checks what it signs."""
-    from elm_agent.storage.signing import SigningKey
+    from elm_agent.storage.ledger.signing import SigningKey
 
     _show(options, SigningKey.read(file).public)
 

@@ -15,7 +15,7 @@ from elm_agent.cli.progress import count_bar
 from elm_agent.records import MemoryState
 
 if TYPE_CHECKING:
-    from elm_agent.storage.packs import ImportReport
+    from elm_agent.storage.packs.transfer import ImportReport
 
 
 def export(
@@ -40,7 +40,7 @@ def export(
     Whoever has the file can read it, also when the bank is encrypted. A purge names the packs a memory went into.
     """
     out = options.output()
-    from elm_agent.storage.packs import export_pack
+    from elm_agent.storage.packs.transfer import export_pack
 
     with opened_bank(options) as opened, count_bar(out, "memories") as progress:
         report = export_pack(
@@ -85,7 +85,7 @@ def import_(
     has is not stored twice. `elm-agent memories restore` makes a candidate active.
     """
     out, settings = options.output(), options.load()
-    from elm_agent.storage.packs import import_pack
+    from elm_agent.storage.packs.transfer import import_pack
 
     with whole_bank(settings, owns_index=False, make=new) as bank, count_bar(out, "memories") as progress:
         report = import_pack(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from elm_agent.errors import LeaseLost, StorageError
 
 if TYPE_CHECKING:
-    from elm_agent.storage.jobs import JobQueue, Lease
+    from elm_agent.storage.queue.jobs import JobQueue, Lease
 
 logger = logging.getLogger(__name__)
 

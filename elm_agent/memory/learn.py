@@ -12,7 +12,7 @@ from elm_agent.records import JobRecord, MemoryRecord, ModelFingerprint, Recipe,
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
-    from elm_agent.storage.jobs import Lease
+    from elm_agent.storage.queue.jobs import Lease
 
 
 def learn(

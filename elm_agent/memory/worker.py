@@ -23,7 +23,7 @@ from elm_agent.records import ModelFingerprint
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
-    from elm_agent.storage.jobs import Lease
+    from elm_agent.storage.queue.jobs import Lease
 
 logger = logging.getLogger(__name__)
 

@@ -32,13 +32,13 @@ from elm_agent.records import (
     utcnow,
 )
 from elm_agent.storage import publish
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_exact import check_vector
-from elm_agent.storage.ledger import Change, changing
-from elm_agent.storage.proofs import record_proof
-from elm_agent.storage.rows import pack, sealed, sealed_json
-from elm_agent.storage.schema import Base, EpisodeRow, EventRow, KeyRow, MemoryRow, OutboxRow
-from elm_agent.storage.vault import Vault
+from elm_agent.storage.indexes.exact import check_vector
+from elm_agent.storage.ledger.changes import Change, changing
+from elm_agent.storage.ledger.proofs import record_proof
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.rows import pack, sealed, sealed_json
+from elm_agent.storage.sql.schema import Base, EpisodeRow, EventRow, KeyRow, MemoryRow, OutboxRow
+from elm_agent.storage.vault.base import Vault
 
 if TYPE_CHECKING:
     from elm_agent.softprompt import SoftPrompt

@@ -30,21 +30,23 @@ from elm_agent.records import (
     Vector,
 )
 from elm_agent.settings import check_namespace
-from elm_agent.storage import adopt, ledger, lifecycle, publish, purge, rows
+from elm_agent.storage import adopt, lifecycle, publish, purge
 from elm_agent.storage.adopt import Adopted
-from elm_agent.storage.database import Database
-from elm_agent.storage.feed import FedIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.jobs import JobQueue, Lease, fenced
-from elm_agent.storage.jobstate import finish
-from elm_agent.storage.ledger import Change
-from elm_agent.storage.proofs import record_proof
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.indexes.feed import FedIndex
+from elm_agent.storage.ledger import changes as ledger
+from elm_agent.storage.ledger.changes import Change
+from elm_agent.storage.ledger.proofs import record_proof
 from elm_agent.storage.purge import Forgotten, PurgeReport
+from elm_agent.storage.queue.jobs import JobQueue, Lease, fenced
+from elm_agent.storage.queue.states import finish
 from elm_agent.storage.reader import BankReader, NamespaceInfo, read_record
-from elm_agent.storage.schema import MemoryRow, NamespaceRow
 from elm_agent.storage.search import IndexChoice, Search
+from elm_agent.storage.sql import rows
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import MemoryRow, NamespaceRow
 from elm_agent.storage.uses import UseLog
-from elm_agent.storage.vault import Vault
+from elm_agent.storage.vault.base import Vault
 
 __all__ = ["Adopted", "Bank", "Forgotten", "Lease", "NamespaceInfo", "PurgeReport"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from elm_agent.errors import InputError
 from elm_agent.records import EventKind, MemoryState
-from elm_agent.storage.ledger import Change
-from elm_agent.storage.rows import sealed
-from elm_agent.storage.schema import MemoryRow
+from elm_agent.storage.ledger.changes import Change
+from elm_agent.storage.sql.rows import sealed
+from elm_agent.storage.sql.schema import MemoryRow
 
 _BECOMES = {
     (MemoryState.CANDIDATE, MemoryState.ACTIVE): EventKind.ACTIVATED,

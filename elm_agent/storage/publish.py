@@ -25,12 +25,12 @@ from elm_agent.records import (
     new_id,
     question_digest,
 )
-from elm_agent.storage.chain import genesis
-from elm_agent.storage.index_exact import check_vector
-from elm_agent.storage.jobs import Lease
-from elm_agent.storage.rows import fingerprint_of, pack, sealed
-from elm_agent.storage.schema import KeyRow, MemoryRow, NamespaceRow
-from elm_agent.storage.vault import Vault
+from elm_agent.storage.indexes.exact import check_vector
+from elm_agent.storage.ledger.chain import genesis
+from elm_agent.storage.queue.jobs import Lease
+from elm_agent.storage.sql.rows import fingerprint_of, pack, sealed
+from elm_agent.storage.sql.schema import KeyRow, MemoryRow, NamespaceRow
+from elm_agent.storage.vault.base import Vault
 
 
 def namespace_values(namespace: str, model: ModelFingerprint, actor: str, now: datetime) -> dict[str, Any]:

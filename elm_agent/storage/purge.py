@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from elm_agent.errors import IndexUnavailable, InputError
 from elm_agent.protocols import Observer
 from elm_agent.records import EventKind, MemoryState
-from elm_agent.storage.ledger import Change, changing, find_memory
-from elm_agent.storage.schema import (
+from elm_agent.storage.ledger.changes import Change, changing, find_memory
+from elm_agent.storage.sql.schema import (
     EpisodeRow,
     EventRow,
     ExportRow,

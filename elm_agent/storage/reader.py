@@ -25,12 +25,21 @@ from elm_agent.records import (
     MemoryState,
     ModelFingerprint,
 )
-from elm_agent.storage import ledger, rows
-from elm_agent.storage.database import Database
-from elm_agent.storage.feed import revision_of
-from elm_agent.storage.schema import EpisodeRow, EventRow, ExportRow, KeyRow, MemoryRow, NamespaceRow, TombstoneRow
+from elm_agent.storage.indexes.feed import revision_of
+from elm_agent.storage.ledger import changes as ledger
+from elm_agent.storage.sql import rows
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import (
+    EpisodeRow,
+    EventRow,
+    ExportRow,
+    KeyRow,
+    MemoryRow,
+    NamespaceRow,
+    TombstoneRow,
+)
 from elm_agent.storage.uses import BROKEN, FIXED, USES
-from elm_agent.storage.vault import PlainVault, Vault
+from elm_agent.storage.vault.base import PlainVault, Vault
 
 if TYPE_CHECKING:
     from elm_agent.softprompt import SoftPrompt

@@ -14,14 +14,14 @@ from sqlalchemy import func, select
 from elm_agent.errors import IndexUnavailable
 from elm_agent.protocols import IndexCapability
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest, utcnow
-from elm_agent.storage.database import Database
-from elm_agent.storage.feed import FedIndex, changes_between, revision_of
-from elm_agent.storage.feed_durable import DurableFeed, fed_indexes
-from elm_agent.storage.feed_exact import ExactFeed
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.rows import unpack
-from elm_agent.storage.schema import KeyRow, MemoryRow
-from elm_agent.storage.vault import PlainVault, Vault
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.indexes.feed import FedIndex, changes_between, revision_of
+from elm_agent.storage.indexes.feed_durable import DurableFeed, fed_indexes
+from elm_agent.storage.indexes.feed_exact import ExactFeed
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.rows import unpack
+from elm_agent.storage.sql.schema import KeyRow, MemoryRow
+from elm_agent.storage.vault.base import PlainVault, Vault
 
 IndexChoice = Literal["auto", "exact", "durable"]
 RebuildProgress = Callable[[str, int, int], None]

@@ -18,11 +18,11 @@ from sqlalchemy import ColumnElement, Select, and_, case, exists, func, or_, sel
 from sqlalchemy.orm import Session, load_only
 
 from elm_agent.records import KeyKind, MemoryState, ModelFingerprint, Route, UseOutcome
-from elm_agent.storage.database import Database
-from elm_agent.storage.rows import fingerprint_of, unpack
-from elm_agent.storage.schema import KeyRow, MemoryRow, NamespaceRow, UseRow
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.rows import fingerprint_of, unpack
+from elm_agent.storage.sql.schema import KeyRow, MemoryRow, NamespaceRow, UseRow
 from elm_agent.storage.uses import count_uses
-from elm_agent.storage.vault import PlainVault, Vault
+from elm_agent.storage.vault.base import PlainVault, Vault
 
 PAGE = 1000
 _ROUNDING = 1e-9

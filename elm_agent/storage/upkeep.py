@@ -14,10 +14,10 @@ from sqlalchemy import delete, func, select, update
 
 from elm_agent.protocols import Observer
 from elm_agent.records import EventKind
-from elm_agent.storage.database import Database
-from elm_agent.storage.ledger import Change, changing
-from elm_agent.storage.schema import OutboxRow, UseRow, WatermarkRow
-from elm_agent.storage.vault import Vault
+from elm_agent.storage.ledger.changes import Change, changing
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import OutboxRow, UseRow, WatermarkRow
+from elm_agent.storage.vault.base import Vault
 
 BATCH = 200  # memories of one transaction
 _ROWS = 2000  # of the outbox, about, in one transaction

@@ -6,12 +6,12 @@ from sqlalchemy import ColumnElement, ScalarSelect, func, select, update
 
 from elm_agent.errors import NotFound
 from elm_agent.records import UseOutcome, UseRecord
-from elm_agent.storage.database import Database
-from elm_agent.storage.faults import Refused
-from elm_agent.storage.ledger import check_still_here
-from elm_agent.storage.rows import use_record, use_values
-from elm_agent.storage.schema import MemoryRow, UseRow
-from elm_agent.storage.vault import Vault
+from elm_agent.storage.ledger.changes import check_still_here
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.faults import Refused
+from elm_agent.storage.sql.rows import use_record, use_values
+from elm_agent.storage.sql.schema import MemoryRow, UseRow
+from elm_agent.storage.vault.base import Vault
 
 
 class UseLog:

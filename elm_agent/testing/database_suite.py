@@ -21,9 +21,9 @@ from elm_agent.errors import NotFound, StorageError
 from elm_agent.protocols import Observer, Trained
 from elm_agent.records import EventKind, JobState, KeyKind, MemoryKeys, MemoryState, Recipe, StepRecord
 from elm_agent.softprompt import SoftPrompt
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank, Lease
-from elm_agent.storage.database import Database
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.sql.database import Database
 from elm_agent.testing.doubles import fake_fingerprint, unit_vector
 from elm_agent.testing.memory_stores import MemoryTensors
 

@@ -12,14 +12,14 @@ from sqlalchemy import make_url
 
 from elm_agent.protocols import IndexEntry, KeyIndex
 from elm_agent.records import KeyKind
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_chroma_server import ChromaServerIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.index_pgvector import PgvectorIndex
-from elm_agent.storage.index_qdrant import QdrantIndex
-from elm_agent.storage.server_urls import ServerUrl, parse_server_url
-from elm_agent.storage.snapshots import Mark
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.chroma_server import ChromaServerIndex
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.indexes.pgvector import PgvectorIndex
+from elm_agent.storage.indexes.qdrant import QdrantIndex
+from elm_agent.storage.indexes.server_urls import ServerUrl, parse_server_url
+from elm_agent.storage.indexes.snapshots import Mark
+from elm_agent.storage.sql.database import Database
 from elm_agent.testing.conformance import KeyIndexSuite
 from elm_agent.testing.index_processes import Opener
 from elm_agent.testing.memory_stores import MemoryIndex

@@ -8,9 +8,9 @@ import pytest
 from s3 import S3Server
 
 from elm_agent.protocols import TensorStore
-from elm_agent.storage.tensor_cache import TensorCache
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.tensors_fsspec import FsspecTensors
+from elm_agent.storage.tensors.cache import TensorCache
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.tensors.remote import FsspecTensors
 from elm_agent.testing.conformance import TensorStoreSuite
 from elm_agent.testing.memory_stores import MemoryTensors
 from elm_agent.testing.tensor_suite import Opener

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from elm_agent.protocols import TensorCapability
 from elm_agent.runtime import open_tensors
 from elm_agent.settings import load_settings
-from elm_agent.storage.tensors_fsspec import FsspecTensors
+from elm_agent.storage.tensors.remote import FsspecTensors
 
 COMPOSE = Path(__file__).parents[2] / "storage" / "compose.yaml"
 

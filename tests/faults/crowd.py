@@ -23,9 +23,9 @@ from elm_agent.errors import StoreBusy
 from elm_agent.memory.worker import Worker
 from elm_agent.records import JobState, KeyKind, Recipe, Route, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.chain import verify
-from elm_agent.storage.database import Database
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.ledger.chain import verify
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint, key_of
 
 NAMESPACE = "crowd"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.move import move
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.moving.move import move
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 
 def open_bank(url: str, tensors: Path) -> Bank:

@@ -12,9 +12,9 @@ from typing import Any
 from elm_agent.memory.worker import Worker
 from elm_agent.protocols import Observer
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
 
 LEASE_SECONDS = 1.0

@@ -30,14 +30,14 @@ from elm_agent.errors import ElmError
 from elm_agent.records import KeyKind, MemoryState, digest_of
 from elm_agent.settings import load_settings
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.packs import export_pack, import_pack
-from elm_agent.storage.tensor_cache import TensorCache
-from elm_agent.storage.tensors_fsspec import FsspecTensors
-from elm_agent.storage.vault_opening import open_vault
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.packs.transfer import export_pack, import_pack
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.cache import TensorCache
+from elm_agent.storage.tensors.remote import FsspecTensors
+from elm_agent.storage.vault.opening import open_vault
 from elm_agent.testing.doubles import key_of
 
 # kind of file: (where it lies in the home, how the home is opened)

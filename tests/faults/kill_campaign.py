@@ -26,8 +26,8 @@ from postgres import fresh_database, temporary_cluster
 
 from elm_agent.records import JobState, KeyKind, MemoryRecord, MemoryState, utcnow
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.packs import export_pack
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.packs.transfer import export_pack
 from elm_agent.testing.doubles import key_of
 
 FAR = timedelta(hours=3)  # beyond every grace period

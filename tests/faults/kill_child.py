@@ -32,13 +32,13 @@ from elm_agent.records import (
 )
 from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.packs import import_pack
-from elm_agent.storage.rotation import rotate_data
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.vault_opening import open_vault
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.packs.transfer import import_pack
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.vault.opening import open_vault
+from elm_agent.storage.vault.rotation import rotate_data
 from elm_agent.testing.doubles import fake_fingerprint
 
 MODEL = fake_fingerprint()

@@ -23,9 +23,9 @@ from elm_agent.errors import ElmError
 from elm_agent.protocols import IndexEntry
 from elm_agent.records import KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_exact import ExactIndex
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.testing.doubles import key_of
 
 PROBES = int(os.environ.get("ELM_PROBES", "400"))

@@ -17,10 +17,10 @@ from elm_agent.errors import StorageError, StoreBusy, TensorCorrupt, TensorMissi
 from elm_agent.records import JobRecord, JobState, Recipe
 from elm_agent.softprompt import to_bytes
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.schema import JobRow, MemoryRow
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import JobRow, MemoryRow
+from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.doubles import fake_fingerprint
 
 MODEL = fake_fingerprint()

@@ -14,8 +14,8 @@ import torch
 from elm_agent.protocols import LEARN_STEPS
 from elm_agent.records import EventKind, JobRecord, JobState, KeyKind, MemoryState, Recipe, utcnow
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.doctor import FindingKind, examine
-from elm_agent.storage.schema import JobRow
+from elm_agent.storage.health.doctor import FindingKind, examine
+from elm_agent.storage.sql.schema import JobRow
 from elm_agent.testing.doubles import fake_fingerprint, key_of
 
 QUESTION = "What is 7 times 8?"

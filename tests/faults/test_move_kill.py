@@ -12,10 +12,10 @@ import pytest
 from elm_agent.bench import filling
 from elm_agent.errors import BankMoved, NotFound
 from elm_agent.records import EventKind
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.move import MOVE_STEPS, move
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.moving.move import MOVE_STEPS, move
 
 POINTS = [(step, 1, False) for step in MOVE_STEPS] + [("move.batch", 5, False), ("move.batch", 12, False)]
 POINTS += [(step, 1, True) for step in ("move.locked", "move.before_commit", "move.committed")]

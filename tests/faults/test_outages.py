@@ -25,7 +25,7 @@ from elm_agent import Runtime, open_runtime
 from elm_agent.errors import StorageError
 from elm_agent.integrations.langgraph import build_graph
 from elm_agent.records import JobState
-from elm_agent.storage.doctor import examine
+from elm_agent.storage.health.doctor import examine
 from elm_agent.testing.doubles import FakeModel, FakeTrainer, FixedVerifier
 
 BEFORE, DURING, AFTER = "What is 7 times 8?", "What is 7 times 9?", "What is 7 times 6?"

@@ -16,8 +16,8 @@ from sqlalchemy import update
 from elm_agent import JobState, Runtime, open_runtime
 from elm_agent.errors import StorageError, TensorMissing
 from elm_agent.integrations.langgraph import build_graph
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.schema import JobRow
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.sql.schema import JobRow
 from elm_agent.testing.doubles import FakeModel, FakeTrainer, FixedVerifier
 
 pytestmark = pytest.mark.s3

@@ -19,11 +19,11 @@ from kill_child import MODEL, NAMESPACE, RECIPE, Place
 from sqlalchemy import delete, insert, select, update
 
 from elm_agent.records import MemoryState, utcnow
-from elm_agent.storage import chain, checkpoints
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.doctor import FindingKind, examine
-from elm_agent.storage.schema import EventRow, NamespaceRow
-from elm_agent.storage.signing import SigningKey
+from elm_agent.storage.health.doctor import FindingKind, examine
+from elm_agent.storage.ledger import chain, checkpoints
+from elm_agent.storage.ledger.signing import SigningKey
+from elm_agent.storage.sql.schema import EventRow, NamespaceRow
 
 COUNT = int(os.environ.get("ELM_TAMPERINGS", "60"))
 COLUMNS: dict[str, Callable[[Any], Any]] = {

@@ -15,11 +15,11 @@ from sqlalchemy import make_url
 
 from elm_agent.records import KeyKind, MemoryState, Recipe, Route, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.packs import export_pack
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.packs.transfer import export_pack
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint, key_of
 
 MODEL = fake_fingerprint()
@@ -160,7 +160,7 @@ def test_a_forgotten_person_leaves_no_trace(open_bank: Callable[[], Bank], datab
 
 
 def test_a_pack_that_still_holds_it_is_named(open_bank: Callable[[], Bank], tmp_path: Path) -> None:
-    from elm_agent.storage.doctor import FindingKind, examine
+    from elm_agent.storage.health.doctor import FindingKind, examine
 
     with closing(open_bank()) as bank:
         bank.bind(SPACE, MODEL)

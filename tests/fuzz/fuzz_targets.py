@@ -26,11 +26,11 @@ from elm_agent.runtime import check_settings
 from elm_agent.settings import Settings, load_settings
 from elm_agent.softprompt import from_bytes, to_bytes
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.packlines import SignatureLine
-from elm_agent.storage.packs import import_pack
-from elm_agent.storage.signing import SigningKey
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.ledger.signing import SigningKey
+from elm_agent.storage.packs.lines import SignatureLine
+from elm_agent.storage.packs.transfer import import_pack
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 LONGEST = 2_000  # characters of an error: whoever made the input must not flood the one who reads it
 

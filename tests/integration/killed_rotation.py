@@ -10,7 +10,7 @@ from typing import Any
 
 from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
-from elm_agent.storage.rotation import rotate_data
+from elm_agent.storage.vault.rotation import rotate_data
 
 
 def kill_at(home: Path, url: str, key: bytes, step: str, nth: int) -> int | None:

@@ -19,8 +19,8 @@ from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.softprompt import to_bytes
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.rotation import rotate_data
-from elm_agent.storage.vault_status import vault_status
+from elm_agent.storage.vault.rotation import rotate_data
+from elm_agent.storage.vault.status import vault_status
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
 
 MARK = "Zanzibar"

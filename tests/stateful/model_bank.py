@@ -26,10 +26,11 @@ from elm_agent.records import (
     new_id,
     utcnow,
 )
-from elm_agent.storage import chain, upkeep
+from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Adopted, Bank
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.jobs import Lease
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.queue.jobs import Lease
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint, key_of
 
 MODEL = fake_fingerprint()

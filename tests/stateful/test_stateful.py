@@ -19,11 +19,11 @@ from model_bank import ModelBank, Steps
 from postgres import fresh_database
 
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.vault_opening import open_vault
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.vault.opening import open_vault
 
 STEPS = int(os.environ.get("ELM_STEPS", "150"))
 LENGTH = 50  # steps of one history

@@ -21,7 +21,7 @@ from elm_agent.executors.ray.placing import Strategy
 from elm_agent.memory.runners import wait_until
 
 if TYPE_CHECKING:
-    from elm_agent.storage.jobs import JobQueue
+    from elm_agent.storage.queue.jobs import JobQueue
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.storage.adopt import Adopted
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.chain import verify
+from elm_agent.storage.ledger.chain import verify
 from elm_agent.testing.doubles import WIDTH, fake_fingerprint, unit_vector
 
 

@@ -20,7 +20,7 @@ from elm_agent.records import JobState
 from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
+from elm_agent.storage.sql.database import Database
 
 pytestmark = pytest.mark.usefixtures("fake")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from elm_agent.bench.filling import NoTensors, fill, model_of
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
+from elm_agent.storage.sql.database import Database
 
 
 def run(folder: Path, *words: str, status: int = 0) -> dict[str, object]:

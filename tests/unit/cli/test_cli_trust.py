@@ -19,7 +19,7 @@ from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.storage.adopt import Adopted
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.signing import SigningKey
+from elm_agent.storage.ledger.signing import SigningKey
 from elm_agent.testing.doubles import WIDTH, fake_fingerprint, unit_vector
 
 SECRET = "the secret question"

@@ -12,8 +12,8 @@ from cli_calls import Elm, assert_one_sentence, error_of
 
 from elm_agent.records import EventKind, MemoryState
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 pytestmark = pytest.mark.usefixtures("fake")
 

@@ -11,8 +11,8 @@ import pytest
 from elm_agent.memory.worker import Worker
 from elm_agent.records import JobRecord, Recipe
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
 
 MODEL = fake_fingerprint()

@@ -17,7 +17,7 @@ from elm_agent.records import KeyKind, MemoryKeys, MemoryState, ModelFingerprint
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.storage.adopt import Adopted
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.schema import MemoryRow, UseRow
+from elm_agent.storage.sql.schema import MemoryRow, UseRow
 
 MODEL = ModelFingerprint("tiny", "sha256:w", "sha256:t", "sha256:c", 4)
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)

@@ -18,9 +18,9 @@ from elm_agent.memory.eviction import Planned, Rules, plan, policies_of
 from elm_agent.memory.maintain import maintain
 from elm_agent.records import Hit, MemoryState, Route, UseOutcome
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
 from elm_agent.storage.selection import Selection
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 FIXED, BROKEN, SAME = UseOutcome.FIXED, UseOutcome.BROKEN, UseOutcome.BOTH_RIGHT
 

@@ -14,7 +14,7 @@ from elm_agent.memory.learn import learn, memory_seed
 from elm_agent.protocols import LEARN_STEPS
 from elm_agent.records import JobRecord, JobState, MemoryState, Recipe, StepRecord
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.jobs import Lease
+from elm_agent.storage.queue.jobs import Lease
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
 
 STEP = FakeTrainer()._step(0, Recipe())

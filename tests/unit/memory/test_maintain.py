@@ -20,12 +20,12 @@ from elm_agent.memory.maintain import MAINTAIN_STEPS, Scheduled, maintain
 from elm_agent.records import EventKind, KeyKind, MemoryState, Route, UseOutcome, utcnow
 from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.chain import verify
-from elm_agent.storage.database import Database
-from elm_agent.storage.schema import NamespaceRow, OutboxRow, UseRow
-from elm_agent.storage.tensor_cache import TensorCache
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.tensors_fsspec import FsspecTensors
+from elm_agent.storage.ledger.chain import verify
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import NamespaceRow, OutboxRow, UseRow
+from elm_agent.storage.tensors.cache import TensorCache
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.tensors.remote import FsspecTensors
 
 STATES = MemoryState
 

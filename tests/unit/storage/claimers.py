@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from elm_agent.storage.database import Database
-from elm_agent.storage.jobs import JobQueue
+from elm_agent.storage.queue.jobs import JobQueue
+from elm_agent.storage.sql.database import Database
 
 
 def drain(jobs: JobQueue, owner: str) -> list[str]:

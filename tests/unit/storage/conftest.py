@@ -9,8 +9,8 @@ import pytest
 from bank_helpers import MODEL, Learn, learner
 
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Engine, event, text
 
-from elm_agent.storage import chain
-from elm_agent.storage.database import Database
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.sql.database import Database
 
 KEY = np.asarray([1, 0, 0, 0], dtype=np.float32)
 REASON = "nicht mehr nötig \U0001f642"

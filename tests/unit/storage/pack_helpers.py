@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from elm_agent.records import MemoryState, Recipe, question_digest, utcnow
-from elm_agent.storage.packlines import (
+from elm_agent.storage.packs.lines import (
     EpisodeLine,
     KeysLine,
     Manifest,
@@ -25,7 +25,7 @@ from elm_agent.storage.packlines import (
     pack_id_of,
     tensor_name,
 )
-from elm_agent.storage.packwrite import write_pack
+from elm_agent.storage.packs.writing import write_pack
 from elm_agent.testing.doubles import fake_fingerprint, unit_vector
 
 MODEL = fake_fingerprint()

@@ -10,9 +10,9 @@ from bank_helpers import MODEL, RECIPE, trained, unit
 
 from elm_agent.errors import InputError, ModelMismatch
 from elm_agent.records import EventKind, KeyKind, MemoryState
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Adopted, Bank
-from elm_agent.storage.database import Database
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.sql.database import Database
 
 X = unit(1, 0, 0, 0)
 

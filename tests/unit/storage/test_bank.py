@@ -34,9 +34,9 @@ from elm_agent.records import (
     utcnow,
 )
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.jobs import Lease
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.queue.jobs import Lease
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 X, Y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
 

@@ -14,9 +14,9 @@ from sqlalchemy import text
 
 from elm_agent.errors import BankMoved, NotFound
 from elm_agent.records import EventKind, MemoryState
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.sql.database import Database
 
 X = unit(1, 0, 0, 0)
 CHANGE = {"actor": "Größe\x00", "reason": "because of 数学"}

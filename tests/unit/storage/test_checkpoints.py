@@ -12,13 +12,13 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from elm_agent.errors import InputError, StorageError
-from elm_agent.storage import chain, checkpoints
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.chain import link
-from elm_agent.storage.checkpoints import ChainPoint, Checkpoint
-from elm_agent.storage.database import Database
-from elm_agent.storage.schema import EventRow, NamespaceRow
-from elm_agent.storage.signing import BadSignature, SigningKey
+from elm_agent.storage.ledger import chain, checkpoints
+from elm_agent.storage.ledger.chain import link
+from elm_agent.storage.ledger.checkpoints import ChainPoint, Checkpoint
+from elm_agent.storage.ledger.signing import BadSignature, SigningKey
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import EventRow, NamespaceRow
 
 KEY = SigningKey.generate()
 

@@ -12,7 +12,7 @@ from claimers import drain, drain_in_process
 
 from elm_agent.records import JobState, KeyKind, MemoryState
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
+from elm_agent.storage.sql.database import Database
 
 JOBS = 24
 X = unit(1, 0, 0, 0)

@@ -23,10 +23,10 @@ import elm_agent.storage
 from elm_agent.errors import SettingsError, StorageError, StoreBusy
 from elm_agent.records import utcnow
 from elm_agent.storage import publish
-from elm_agent.storage.database import Database
-from elm_agent.storage.schema import HEAD, Base, NamespaceRow
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import HEAD, Base, NamespaceRow
 
-MIGRATIONS = Path(elm_agent.storage.__file__).parent / "migrations"
+MIGRATIONS = Path(elm_agent.storage.__file__).parent / "sql" / "migrations"
 
 
 def add_namespace(database: Database, name: str, at: datetime | None = None) -> None:

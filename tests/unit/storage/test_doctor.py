@@ -15,16 +15,17 @@ from sqlalchemy.orm import Session
 from elm_agent.errors import LeaseLost
 from elm_agent.records import EventKind, JobState, KeyKind, MemoryRecord, MemoryState, utcnow
 from elm_agent.softprompt import to_bytes
-from elm_agent.storage import audit_index, rows
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.doctor import FindingKind, Report, examine
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.schema import EpisodeRow, EventRow, JobRow, KeyRow, MemoryRow, OutboxRow, TombstoneRow
-from elm_agent.storage.tensor_cache import TensorCache
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.tensors_fsspec import FsspecTensors
+from elm_agent.storage.health import indexes as audit_index
+from elm_agent.storage.health.doctor import FindingKind, Report, examine
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.sql import rows
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import EpisodeRow, EventRow, JobRow, KeyRow, MemoryRow, OutboxRow, TombstoneRow
+from elm_agent.storage.tensors.cache import TensorCache
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.tensors.remote import FsspecTensors
 
 LATER = timedelta(hours=2)
 
@@ -307,7 +308,7 @@ def learner_entry(memory_id: str) -> list[object]:
 
 def test_every_table_is_covered() -> None:
     """A new table needs a thought here: can its rows dangle?"""
-    from elm_agent.storage.schema import Base
+    from elm_agent.storage.sql.schema import Base
 
     thought_of = {MemoryRow, EpisodeRow, KeyRow, JobRow, OutboxRow}
     names = {table.__tablename__ for table in thought_of} | {"uses", "events", "namespaces", "index_watermarks"}

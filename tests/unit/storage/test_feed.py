@@ -12,12 +12,13 @@ from bank_helpers import MODEL, learner, unit
 from elm_agent.errors import IndexUnavailable
 from elm_agent.protocols import IndexEntry
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector
-from elm_agent.storage import feed, search
+from elm_agent.storage import search
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.indexes import feed
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 X, Y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
 

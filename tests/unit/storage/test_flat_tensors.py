@@ -13,10 +13,10 @@ from elm_agent import Settings, open_bank
 from elm_agent.errors import StorageError
 from elm_agent.records import MemoryRecord
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.flat_tensors import adopt_flat_tensors
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.flat import adopt_flat_tensors
+from elm_agent.storage.tensors.local import LocalTensors
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from elm_agent.errors import IndexUnavailable
 from elm_agent.records import KeyKind
-from elm_agent.storage.index_chroma import ChromaIndex
+from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.testing.conformance import entries, unit_vectors
 
 INPUT = KeyKind.INPUT
@@ -24,7 +24,7 @@ def filled(directory: Path) -> ChromaIndex:
 
 def test_chromadb_is_loaded_only_when_the_index_is_used(tmp_path: Path) -> None:
     code = (
-        "import sys; from elm_agent.storage.index_chroma import ChromaIndex; from pathlib import Path;"
+        "import sys; from elm_agent.storage.indexes.chroma import ChromaIndex; from pathlib import Path;"
         f"ChromaIndex(Path({str(tmp_path)!r})).close(); sys.exit('chromadb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -65,7 +65,7 @@ def test_only_one_owner(tmp_path: Path) -> None:
 
 def test_the_owner_lock_goes_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from elm_agent.storage.index_chroma import ChromaIndex; from pathlib import Path;"
+        "import os, sys; from elm_agent.storage.indexes.chroma import ChromaIndex; from pathlib import Path;"
         f"assert ChromaIndex(Path({str(tmp_path / 'c')!r})).rebuilt; os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9

@@ -17,16 +17,16 @@ from elm_agent.protocols import IndexCapability
 from elm_agent.records import KeyKind, MemoryState
 from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
-from elm_agent.storage import feed_durable
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.index_chroma_server import ChromaServerIndex
-from elm_agent.storage.index_pgvector import PgvectorIndex
-from elm_agent.storage.index_qdrant import QdrantIndex
-from elm_agent.storage.locks import only_one
-from elm_agent.storage.server_urls import parse_server_url
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.indexes import feed_durable
+from elm_agent.storage.indexes.chroma_server import ChromaServerIndex
+from elm_agent.storage.indexes.pgvector import PgvectorIndex
+from elm_agent.storage.indexes.qdrant import QdrantIndex
+from elm_agent.storage.indexes.server_urls import parse_server_url
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.locks import only_one
+from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.conformance import unit_vectors
 
 INPUT, KV = KeyKind.INPUT, KeyKind.KV

@@ -11,7 +11,7 @@ from bank_helpers import MODEL, RECIPE
 from elm_agent.errors import InputError, LeaseLost, NotFound
 from elm_agent.records import JobRecord, JobState
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.jobs import JobQueue, Lease
+from elm_agent.storage.queue.jobs import JobQueue, Lease
 
 
 @pytest.fixture

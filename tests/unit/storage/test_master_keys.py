@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from elm_agent.errors import SettingsError
-from elm_agent.storage.master_keys import (
+from elm_agent.storage.vault.master_keys import (
     MasterKey,
     from_environment,
     from_file,

@@ -18,13 +18,13 @@ from sqlalchemy import Engine, inspect, text
 import elm_agent.storage
 from elm_agent.errors import StorageError
 from elm_agent.records import EventKind, KeyKind, MemoryState
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database, connect_only
-from elm_agent.storage.schema import HEAD
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.sql.database import Database, connect_only
+from elm_agent.storage.sql.schema import HEAD
 from elm_agent.testing.memory_stores import MemoryTensors
 
-MIGRATIONS = Path(elm_agent.storage.__file__).parent / "migrations"
+MIGRATIONS = Path(elm_agent.storage.__file__).parent / "sql" / "migrations"
 
 
 @pytest.fixture

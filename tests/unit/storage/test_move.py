@@ -23,13 +23,13 @@ from elm_agent.records import (
     new_id,
     utcnow,
 )
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.move import MOVE_STEPS, move
-from elm_agent.storage.move_rows import TABLES, RowCopy, Tally
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.moving.move import MOVE_STEPS, move
+from elm_agent.storage.moving.rows import TABLES, RowCopy, Tally
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 
 Open = Callable[[str, str], Bank]
 

@@ -9,9 +9,9 @@ from bank_helpers import MODEL, RECIPE, Learn, unit
 
 from elm_agent.errors import ElmError
 from elm_agent.records import EventKind, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.packs import export_pack, import_pack
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.packs.transfer import export_pack, import_pack
 
 NAMES = (
     *("", "a/b", "../x", "/etc", ".", "..", "a\0b", "x" * 10_000, "\u202eabc", "\ud800", "a b", "é", "\n", "😀"),

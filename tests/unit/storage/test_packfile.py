@@ -30,11 +30,11 @@ from safetensors.torch import load
 
 from elm_agent.errors import InputError
 from elm_agent.records import Recipe, Rollout, StepRecord
-from elm_agent.storage import packlines
-from elm_agent.storage.packfile import PackReader
-from elm_agent.storage.packlines import MAX_DEPTH, RecipeLine, RolloutLine, StepLine, encode_key
-from elm_agent.storage.packwrite import write_pack
-from elm_agent.storage.packzip import Limits
+from elm_agent.storage.packs import lines as packlines
+from elm_agent.storage.packs.container import Limits
+from elm_agent.storage.packs.lines import MAX_DEPTH, RecipeLine, RolloutLine, StepLine, encode_key
+from elm_agent.storage.packs.reading import PackReader
+from elm_agent.storage.packs.writing import write_pack
 
 
 @pytest.fixture

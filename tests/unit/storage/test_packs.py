@@ -15,10 +15,10 @@ from sqlalchemy import select
 from elm_agent.errors import InputError, ModelMismatch, NotFound
 from elm_agent.records import EventKind, KeyKind, MemoryRecord, MemoryState
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.chain import verify
-from elm_agent.storage.packs import NO_QUESTION, export_pack, import_pack
-from elm_agent.storage.schema import ExportRow
-from elm_agent.storage.signing import SigningKey
+from elm_agent.storage.ledger.chain import verify
+from elm_agent.storage.ledger.signing import SigningKey
+from elm_agent.storage.packs.transfer import NO_QUESTION, export_pack, import_pack
+from elm_agent.storage.sql.schema import ExportRow
 
 QUESTIONS = [f"What is {place} times 8?" for place in range(5)]
 

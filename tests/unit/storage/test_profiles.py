@@ -9,7 +9,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from elm_agent.settings import load_settings
-from elm_agent.storage.schema import HEAD
+from elm_agent.storage.sql.schema import HEAD
 
 STORAGE = Path(__file__).parents[3] / "storage"
 

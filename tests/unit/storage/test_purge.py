@@ -10,12 +10,12 @@ from bank_helpers import MODEL, RECIPE, trained, unit
 
 from elm_agent.errors import InputError, LeaseLost, NotFound, StorageError, TensorMissing
 from elm_agent.records import EventKind, Hit, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_chroma import ChromaIndex
-from elm_agent.storage.schema import Base
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import Base
+from elm_agent.storage.tensors.local import LocalTensors
 
 X, Y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
 MARK = "xylophone"  # in every text of what is to go

@@ -13,16 +13,16 @@ from vault_helpers import FIRST, SECOND, encrypted_bank, masters, plain_bank
 
 from elm_agent.errors import InputError, StorageError, VaultLocked
 from elm_agent.records import EventKind, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
-from elm_agent.storage import chain
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.doctor import examine
-from elm_agent.storage.rotation import rotate_data, rotate_master
-from elm_agent.storage.schema import MemoryRow
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.vault import LockedVault
-from elm_agent.storage.vault_crypto import version_of
-from elm_agent.storage.vault_status import VaultStatus, vault_status
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.ledger import chain
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import MemoryRow
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.vault.base import LockedVault
+from elm_agent.storage.vault.crypto import version_of
+from elm_agent.storage.vault.rotation import rotate_data, rotate_master
+from elm_agent.storage.vault.status import VaultStatus, vault_status
 
 
 @pytest.fixture
@@ -136,8 +136,8 @@ def test_what_is_not_sealed_is_not_missed() -> None:
     """A look at every text column of the schema: new ones have to be sealed, or named here."""
     from sqlalchemy import JSON, Text
 
-    from elm_agent.storage.schema import Base, UtcDateTime, Words
-    from elm_agent.storage.sealed_columns import TABLES
+    from elm_agent.storage.sql.schema import Base, UtcDateTime, Words
+    from elm_agent.storage.vault.sealed_columns import TABLES
 
     covered = {
         f"{table.row.__tablename__}.{name}"

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from elm_agent.errors import InputError, SettingsError
-from elm_agent.storage.master_keys import write_private
-from elm_agent.storage.signing import BadSignature, PublicKey, SigningKey
+from elm_agent.storage.ledger.signing import BadSignature, PublicKey, SigningKey
+from elm_agent.storage.vault.master_keys import write_private
 
 # RFC 8032, section 7.1, TEST 2
 SECRET = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")

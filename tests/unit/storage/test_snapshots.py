@@ -14,10 +14,10 @@ from sqlalchemy import text
 
 from elm_agent.records import KeyKind, MemoryState
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.index_exact import ExactIndex
-from elm_agent.storage.snapshots import Mark, Snapshots, folder_name
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.indexes.snapshots import Mark, Snapshots, folder_name
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.conformance import entries, unit_vectors
 
 INPUT = KeyKind.INPUT
@@ -125,7 +125,7 @@ def test_a_bank_opens_from_its_snapshot(reopened: Open, tmp_path: Path, monkeypa
     assert len(snapshots(tmp_path)) == 1
     bank.transition("default", first.id, MemoryState.RETIRED, actor="t", reason=None)
     third = learn("c", unit(1, 1, 0, 0))
-    monkeypatch.setattr("elm_agent.storage.feed_exact.active_keys", None)  # must not be needed
+    monkeypatch.setattr("elm_agent.storage.indexes.feed_exact.active_keys", None)  # must not be needed
     assert found(reopened()) == [third.id, second.id]
 
 

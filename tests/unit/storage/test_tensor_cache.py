@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elm_agent.storage.tensor_cache import TensorCache
+from elm_agent.storage.tensors.cache import TensorCache
 
 
 def digest(data: bytes) -> str:

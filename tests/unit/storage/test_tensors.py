@@ -8,7 +8,7 @@ import torch
 
 from elm_agent.errors import StorageError, TensorCorrupt
 from elm_agent.softprompt import content_digest, from_bytes, to_bytes
-from elm_agent.storage.tensors import LocalTensors
+from elm_agent.storage.tensors.local import LocalTensors
 
 
 @pytest.fixture

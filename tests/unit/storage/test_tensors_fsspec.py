@@ -12,10 +12,10 @@ from s3 import S3Server
 from elm_agent import Settings
 from elm_agent.errors import SettingsError, StorageError, TensorMissing
 from elm_agent.runtime import open_tensors
-from elm_agent.storage.tensor_cache import TensorCache
-from elm_agent.storage.tensor_urls import check_options, local_folder, redacted
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.tensors_fsspec import FsspecTensors
+from elm_agent.storage.tensors.cache import TensorCache
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.tensors.remote import FsspecTensors
+from elm_agent.storage.tensors.urls import check_options, local_folder, redacted
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from vault_helpers import FIRST, SECOND, bank_with, encrypted_bank, masters, pla
 from elm_agent.errors import StorageError, TensorCorrupt, VaultLocked
 from elm_agent.records import MemoryState
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.schema import MemoryRow, VaultKeyRow
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.vault import LockedVault, PlainVault
-from elm_agent.storage.vault_encrypted import EncryptedVault
-from elm_agent.storage.vault_keys import encrypted
-from elm_agent.storage.vault_opening import open_vault
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.schema import MemoryRow, VaultKeyRow
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.vault.base import LockedVault, PlainVault
+from elm_agent.storage.vault.encrypted import EncryptedVault
+from elm_agent.storage.vault.keys import encrypted
+from elm_agent.storage.vault.opening import open_vault
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_namespaces_have_keys_of_their_own(bank: Bank, vault: EncryptedVault) ->
 
 
 def test_a_text_is_no_tensor(vault: EncryptedVault) -> None:
-    from elm_agent.storage import vault_crypto as crypto
+    from elm_agent.storage.vault import crypto
 
     blob = crypto.from_text(vault.seal("default", "text"))
     assert blob is not None
@@ -188,7 +188,7 @@ def test_a_question_that_looks_sealed_is_a_question(database: Database, folder: 
 
 def test_a_wrong_key_does_not_cost_memories(database: Database, bank: Bank, folder: Path) -> None:
     """The doctor must not take a locked tensor for an altered one."""
-    from elm_agent.storage.doctor import examine
+    from elm_agent.storage.health.doctor import examine
 
     memory = learner(bank)("question", unit(1, 0, 0, 0))
     examine(bank_with_wrong_key(database, folder), repair=True)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elm_agent.storage import vault_crypto as crypto
+from elm_agent.storage.vault import crypto
 
 KEY = bytes(range(32))
 PLACE = {"namespace": "tenant/a", "purpose": "text"}

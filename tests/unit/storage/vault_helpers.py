@@ -7,18 +7,18 @@ from pathlib import Path
 from bank_helpers import MODEL
 
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.database import Database
-from elm_agent.storage.master_keys import MasterKeys, from_function
-from elm_agent.storage.tensors import LocalTensors
-from elm_agent.storage.vault import PlainVault, Vault
-from elm_agent.storage.vault_encrypted import EncryptedVault
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.tensors.local import LocalTensors
+from elm_agent.storage.vault.base import PlainVault, Vault
+from elm_agent.storage.vault.encrypted import EncryptedVault
+from elm_agent.storage.vault.master_keys import MasterKeys, from_function
 
 FIRST, SECOND = b"1" * 32, b"2" * 32
 
 
 def masters(*keys: bytes) -> MasterKeys:
     """A source that has all of ``keys``; the first is for new work."""
-    from elm_agent.storage.master_keys import MasterKey
+    from elm_agent.storage.vault.master_keys import MasterKey
 
     known = {MasterKey(key).id: key for key in keys}
     return from_function(lambda key_id: known.get(key_id or "", keys[0]))

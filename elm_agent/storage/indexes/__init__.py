@@ -1,0 +1,1 @@
+"""Derived indexes of retrieval keys, and what feeds them."""

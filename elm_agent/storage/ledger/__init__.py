@@ -1,0 +1,1 @@
+"""The chained history: changes, digests, signed checkpoints."""

@@ -1,0 +1,1 @@
+"""Moving a live bank to other back ends."""

@@ -1,0 +1,1 @@
+"""Memories that travel between banks, as files."""

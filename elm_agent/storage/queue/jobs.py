@@ -1,0 +1,304 @@
+"""The queue of background jobs: one row a job, durable, the same on SQLite and PostgreSQL. Does no work itself.
+
+A worker holds a job by a lease (until when, by the database's clock) and a fence (a number that grows with
+every claim). A worker that stops is replaced when its lease runs out; what it still writes carries an old
+fence and is refused.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from elm_agent.errors import InputError, LeaseLost, NotFound
+from elm_agent.records import JobRecord, JobState, Recipe, idempotency_key, new_id
+from elm_agent.storage.ledger.changes import check_still_here
+from elm_agent.storage.queue.states import end, end_of_abandoned, requeue
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.faults import Refused
+from elm_agent.storage.sql.rows import job_record, sealed_json
+from elm_agent.storage.sql.schema import JobRow
+from elm_agent.storage.vault.base import PlainVault, Vault
+
+_LONGEST_BACKOFF = 86_400.0  # seconds
+_CLOCK_SLACK = timedelta(seconds=1)  # a row this far ahead of the clock was written before the clock went back
+_UNFINISHED = JobRow.state.in_((JobState.QUEUED.value, JobState.RUNNING.value))
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on ``job`` until it runs out or the fence is passed."""
+
+    job: JobRecord
+    owner: str
+    fence: int
+
+
+class JobQueue:
+    """See the module. Every method is one transaction; any thread and process may call any of them."""
+
+    def __init__(self, database: Database, vault: Vault | None = None) -> None:
+        self._database = database
+        self._vault = vault or PlainVault()
+
+    # --- the agent's side -----------------------------------------------------------------------------
+
+    def enqueue(
+        self,
+        namespace: str,
+        question: str,
+        *,
+        task: str,
+        model_id: str,
+        recipe: Recipe,
+        priority: int = 0,
+        max_attempts: int = 3,
+        subject: str | None = None,
+    ) -> tuple[JobRecord, bool]:
+        """The job that learns from ``question``, and whether it is new.
+
+        The same experience (namespace, question, model, recipe) is the same job, in whatever state it is.
+        ``subject``: whose experience it is, see ``Bank.forget_subject``; the first one to ask counts.
+
+        Raises:
+            InputError: the question is blank.
+            NotFound: the namespace is not in this bank; ``Bank.bind`` makes it.
+            BankMoved: the namespace went to another bank.
+        """
+        if not question.strip():
+            raise InputError("the question is blank: expected some text to learn from")
+        vault = self._vault
+        key = vault.blind(namespace, idempotency_key(namespace, question, model_id, recipe.id))
+        values = {
+            "namespace": namespace,
+            "id": new_id("job"),
+            "state": JobState.QUEUED.value,
+            "question": vault.seal(namespace, question),
+            "subject": None if subject is None else vault.blind(namespace, subject),
+            "task": task,
+            "priority": priority,
+            "attempts": 0,
+            "max_attempts": max_attempts,
+            "idempotency_key": key,
+            "model_id": model_id,
+            "recipe": asdict(recipe),
+            "progress": {},
+            "cancel_requested": False,
+            "fence": 0,
+        }
+        try:
+            with self._database.write() as session:
+                now = self._database.now(session)
+                times = {"run_after": now, "created_at": now, "updated_at": now}
+                created = self._database.add_once(session, JobRow, values | times, ["namespace", "idempotency_key"])
+                check_still_here(session, namespace)
+                same = select(JobRow).where(JobRow.namespace == namespace, JobRow.idempotency_key == key)
+                return job_record(session.scalars(same).one(), vault), created
+        except Refused:
+            raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first") from None
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """A queued job is cancelled at once, a running one is asked to stop; an ended one stays as it is."""
+        with self._locked(job_id) as (row, now):
+            if row.state == JobState.QUEUED:
+                end(row, JobState.CANCELLED, "cancelled before it ran", now)
+            elif row.state == JobState.RUNNING:
+                row.cancel_requested = True
+                row.updated_at = now
+            return job_record(row, self._vault)
+
+    def retry(self, job_id: str) -> JobRecord:
+        """Queue a failed or cancelled job again, its attempts counted anew. Raises ``InputError`` for others."""
+        with self._locked(job_id) as (row, now):
+            if row.state not in (JobState.FAILED, JobState.CANCELLED):
+                raise InputError(f"job {job_id} is {row.state}: only a failed or cancelled job can be retried")
+            requeue(row, None, now, run_after=now)
+            row.attempts = 0
+            row.progress = {}
+            return job_record(row, self._vault)
+
+    def get(self, job_id: str) -> JobRecord:
+        """Raises ``NotFound``."""
+        with self._database.read() as session:
+            return job_record(_found(session, job_id), self._vault)
+
+    def list(
+        self, namespace: str | None = None, state: JobState | None = None, limit: int | None = None
+    ) -> builtins.list[JobRecord]:
+        """Newest first."""
+        query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+        if namespace is not None:
+            query = query.where(JobRow.namespace == namespace)
+        if state is not None:
+            query = query.where(JobRow.state == state)
+        with self._database.read() as session:
+            return [job_record(row, self._vault) for row in session.scalars(query)]
+
+    def idle(self, model_id: str, tasks: Collection[str] | None = None) -> bool:
+        """Whether no job for this model is queued or running, in any namespace. Cheap: it is asked often.
+
+        ``tasks``: only jobs of these tasks count.
+        """
+        query = select(JobRow.id).where(_UNFINISHED, *_for(model_id, tasks)).limit(1)
+        with self._database.read() as session:
+            return session.scalar(query) is None
+
+    def depth(self, model_id: str, tasks: Collection[str] | None = None) -> int:
+        """How many jobs there are to work on: running, or queued and due. ``tasks``: see ``idle``."""
+        with self._database.read() as session:
+            due = or_(JobRow.state == JobState.RUNNING, JobRow.run_after <= self._database.now(session))
+            query = select(func.count()).select_from(JobRow).where(_UNFINISHED, due, *_for(model_id, tasks))
+            return session.execute(query).scalar_one()
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state, in all namespaces."""
+        with self._database.read() as session:
+            rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).all()
+        return dict.fromkeys(JobState, 0) | {JobState(state): count for state, count in rows}
+
+    # --- the worker's side ----------------------------------------------------------------------------
+
+    def claim(
+        self,
+        owner: str,
+        *,
+        lease_seconds: float,
+        model_id: str | None = None,
+        tasks: Collection[str] | None = None,
+    ) -> Lease | None:
+        """The next job for ``owner``, or None: highest priority, then oldest; due, or left by a dead worker.
+
+        ``model_id``, ``tasks``: only jobs for this model and of these tasks, all others are left to others.
+        A dead worker's job whose attempts are used up becomes failed. Raises ``BankMoved``.
+        """
+        wanted = _for(model_id, tasks)
+        with self._database.write() as session:
+            now = self._database.now(session)
+            while (row := _next(session, now, wanted)) is not None:
+                if row.state == JobState.RUNNING and (ended := end_of_abandoned(row)):
+                    end(row, *ended, now)
+                    session.flush()
+                    continue
+                row.state = JobState.RUNNING
+                row.owner = owner
+                row.attempts += 1
+                row.fence += 1
+                row.lease_until = now + timedelta(seconds=lease_seconds)
+                row.updated_at = now
+                session.flush()
+                check_still_here(session, row.namespace)
+                return Lease(job_record(row, self._vault), owner, row.fence)
+        return None
+
+    def heartbeat(self, lease: Lease, *, lease_seconds: float, progress: dict[str, Any] | None = None) -> bool:
+        """Lengthen the lease; True when somebody asked the job to stop. Raises ``LeaseLost``."""
+        with self._held(lease) as (row, now):
+            row.lease_until = now + timedelta(seconds=lease_seconds)
+            row.updated_at = now
+            if progress is not None:
+                row.progress = sealed_json(self._vault, row.namespace, progress)
+            return row.cancel_requested
+
+    def release(self, lease: Lease, reason: str) -> None:
+        """Give the job back, for example at Ctrl-C; this attempt does not count. Raises ``LeaseLost``."""
+        with self._held(lease) as (row, now):
+            row.attempts -= 1
+            reason = self._vault.seal(row.namespace, reason)
+            if row.cancel_requested:
+                end(row, JobState.CANCELLED, reason, now)
+            else:
+                requeue(row, reason, now, run_after=now)
+
+    def fail(self, lease: Lease, reason: str, *, backoff_seconds: float, retry: bool = True) -> JobRecord:
+        """This attempt failed: queue the job again after a pause that doubles, or end it. Raises ``LeaseLost``.
+
+        ``retry=False``: another attempt would fail the same way.
+        """
+        with self._held(lease) as (row, now):
+            reason = self._vault.seal(row.namespace, reason)
+            if row.cancel_requested:
+                end(row, JobState.CANCELLED, reason, now)
+            elif not retry or row.attempts >= row.max_attempts:
+                end(row, JobState.FAILED, reason, now)
+            else:
+                pause = min(backoff_seconds * 2.0 ** (row.attempts - 1), _LONGEST_BACKOFF)
+                requeue(row, reason, now, run_after=now + timedelta(seconds=pause))
+            return job_record(row, self._vault)
+
+    def cancelled(self, lease: Lease, reason: str) -> None:
+        """The job stopped because somebody asked. Raises ``LeaseLost``."""
+        with self._held(lease) as (row, now):
+            end(row, JobState.CANCELLED, self._vault.seal(row.namespace, reason), now)
+
+    @contextmanager
+    def _held(self, lease: Lease) -> Iterator[tuple[JobRow, datetime]]:
+        with self._database.write() as session:
+            yield fenced(session, lease), self._database.now(session)
+
+    @contextmanager
+    def _locked(self, job_id: str) -> Iterator[tuple[JobRow, datetime]]:
+        with self._database.write() as session:
+            yield _found(session, job_id, lock=True), self._database.now(session)
+
+
+def _for(model_id: str | None, tasks: Collection[str] | None) -> list[Any]:
+    wanted: list[Any] = [] if model_id is None else [JobRow.model_id == model_id]
+    return wanted if tasks is None else [*wanted, JobRow.task.in_(tasks)]
+
+
+def _next(session: Session, now: datetime, wanted: list[Any]) -> JobRow | None:
+    """The job to take, locked. Only when none is due are rows looked for that a turned-back clock has stranded."""
+    due = and_(JobRow.state == JobState.QUEUED, JobRow.run_after <= now)
+    abandoned = and_(JobRow.state == JobState.RUNNING, JobRow.lease_until < now)
+    query = select(JobRow).where(or_(due, abandoned), *wanted)
+    query = query.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
+    query = query.with_for_update(skip_locked=True)
+    row = session.scalars(query).first()
+    if row is None and _turn_back(session, now, wanted):
+        row = session.scalars(query).first()
+    return row
+
+
+def _turn_back(session: Session, now: datetime, wanted: list[Any]) -> bool:
+    """Move what was written in the clock's future to now, pauses and leases keeping their length; whether any was.
+
+    A live worker has its whole lease to say so again; a dead one's job is free when that lease has run out.
+    """
+    stranded = select(JobRow).where(_UNFINISHED, JobRow.updated_at > now + _CLOCK_SLACK, *wanted)
+    rows = session.scalars(stranded.with_for_update(skip_locked=True)).all()
+    for row in rows:
+        ahead = row.updated_at - now
+        row.updated_at = now
+        row.run_after -= ahead
+        if row.lease_until is not None:
+            row.lease_until -= ahead
+    session.flush()
+    return bool(rows)
+
+
+def _found(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
+    query = select(JobRow).where(JobRow.id == job_id)
+    row = session.scalars(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise NotFound(f"no job {job_id[:80]!r} in this bank: `elm-agent jobs list` shows them")
+    return row
+
+
+def fenced(session: Session, lease: Lease) -> JobRow:
+    """The job's row, locked until the transaction ends. Raises ``LeaseLost`` unless ``lease`` still holds it."""
+    query = select(JobRow).where(JobRow.namespace == lease.job.namespace, JobRow.id == lease.job.id)
+    row = session.scalars(query.with_for_update()).first()
+    if row is None or row.state != JobState.RUNNING or row.fence != lease.fence or row.owner != lease.owner:
+        found = "it is gone" if row is None else f"it is {row.state}, fence {row.fence}, owner {row.owner}"
+        raise LeaseLost(
+            f"job {lease.job.id} is no longer held by {lease.owner} (fence {lease.fence}): {found}; "
+            "what this worker made is discarded"
+        )
+    return row

@@ -1,0 +1,1 @@
+"""The SQL database: connections, tables, rows, migrations. Knows nothing of files, indexes or keys."""

@@ -1,0 +1,1 @@
+"""Tensors under their content hashes: in a folder, or in any file system of fsspec."""
