@@ -30,7 +30,7 @@ each_document = pytest.mark.parametrize("name", NAMES)
 @each_document
 def test_files_that_are_named_exist(name: str) -> None:
     """``a/b.py`` or ``a/`` in backticks is a path from the root, the package or the document's own folder."""
-    roots = [ROOT, ROOT / "elm_agent", (ROOT / name).parent]
+    roots = [ROOT, ROOT / "elm_agent", ROOT / "elm_agent" / "storage", (ROOT / name).parent]
     named = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)`", DOCUMENTS[name])
     paths = [
         path for path in named if "/" in path or path.endswith((".py", ".toml", ".ini", ".md", ".json", ".yaml"))
@@ -105,6 +105,13 @@ def test_every_room_is_on_the_map() -> None:
         if not path.name.startswith("_") and (path.is_dir() or path.suffix == ".py")
     }
     drawn = [room for row in ROWS for cell in row[:2] for room in rooms_of(cell)]
+    assert sorted(drawn) == sorted(built)
+
+
+def test_every_room_of_storage_is_on_its_map() -> None:
+    table = DOCUMENTS["CONTRIBUTING.md"].split("## The rooms of storage")[1].split("\n## ")[0]
+    drawn = re.findall(r"^\| `(\w+)/` \|", table, re.MULTILINE)
+    built = [path.parent.name for path in (ROOT / "elm_agent" / "storage").glob("*/__init__.py")]
     assert sorted(drawn) == sorted(built)
 
 
