@@ -75,7 +75,12 @@ class LocalModel:
     # --- text in -----------------------------------------------------------------------------------------
 
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids of a chat with the generation prompt. Raises ``InputError`` when no token would be left."""
+        """Token ids of a chat with the generation prompt.
+
+        Raises ``InputError`` when no token would be left, or for half a character.
+        """
+        for message in messages:
+            _check_characters(message["content"])
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -87,8 +92,9 @@ class LocalModel:
     def text_embeddings(self, text: str) -> torch.Tensor:
         """Input embeddings (T, E) of plain text without template: what a memory begins as and is found by.
 
-        Raises ``InputError`` when there is no token, or more than the model reads.
+        Raises ``InputError`` when there is no token, more than the model reads, or half a character.
         """
+        _check_characters(text)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise InputError("the question is empty: expected some text")
@@ -252,3 +258,9 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     ids = set(configured if isinstance(configured, list) else [configured])
     ids.add(tokenizer.eos_token_id)
     return tuple(sorted(int(token) for token in ids if token is not None))
+
+
+def _check_characters(text: str) -> None:
+    """A lone surrogate has no bytes, so no tokenizer takes it."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("the question holds half a character (a lone surrogate): expected text that UTF-8 can write")

@@ -202,3 +202,12 @@ def test_a_cancelled_request_is_skipped(model: LocalModel) -> None:
         second.cancel()
     assert first.result(timeout=60).token_ids
     assert second.cancelled() or second.done()
+
+
+def test_half_a_character_is_refused_in_a_sentence(model: LocalModel) -> None:
+    for ask in (
+        lambda: model.encode([{"role": "user", "content": "5 \ud800"}]),
+        lambda: model.query("5 \udfff", KeyKind.INPUT),
+    ):
+        with pytest.raises(InputError, match="half a character"):
+            ask()
