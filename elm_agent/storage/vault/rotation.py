@@ -21,14 +21,14 @@ from elm_agent.protocols import Observer
 from elm_agent.records import EventKind
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger.changes import changing
-from elm_agent.storage.sql.schema import MemoryRow, VaultKeyRow
+from elm_agent.storage.sql.schema import JobRow, MemoryRow, VaultKeyRow
 from elm_agent.storage.vault import sealed_columns
 from elm_agent.storage.vault.base import LockedVault
 from elm_agent.storage.vault.crypto import version_of
 from elm_agent.storage.vault.encrypted import EncryptedVault
 from elm_agent.storage.vault.keys import DATA, SEALED, key_rows, mark_sealed, new_row, rewrap
 from elm_agent.storage.vault.master_keys import MasterKeys
-from elm_agent.storage.vault.sealed_columns import MEMORIES, TABLES, SealedTable
+from elm_agent.storage.vault.sealed_columns import JOBS, MEMORIES, TABLES, SealedTable
 
 ACTOR = "key rotation"
 _BATCH = 50  # rows of one transaction
@@ -223,12 +223,20 @@ class _Rotation:
         try:
             with session.no_autoflush:
                 table.reseal(row, self.vault, self.version)
+                if table is JOBS:
+                    self._part(session, row)
         except VaultLocked:
             raise
         except StorageError as error:
             self.left[name] = str(error)
             return False
         return session.is_modified(row)
+
+    def _part(self, session: Session, row: JobRow) -> None:
+        """The name of a job that was queued again, blinded, before this one was blinded: the younger one keeps it."""
+        same = JobRow.namespace == row.namespace, JobRow.idempotency_key == row.idempotency_key, JobRow.id != row.id
+        if session.scalar(select(JobRow.id).where(*same)) is not None:
+            row.idempotency_key = self.vault.blind(row.namespace, f"{row.idempotency_key} {row.id}")
 
     def _count(self) -> int:
         with self.bank.database.read() as session:

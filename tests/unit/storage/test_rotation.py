@@ -51,7 +51,7 @@ def fill(bank: Bank, count: int = 3, *, first: int = 0) -> list[str]:
 def cancel_jobs(bank: Bank) -> None:
     """So that the next job to be claimed is the next one that is queued."""
     for job in bank.jobs.list("default"):
-        bank.jobs.cancel(job.id)
+        bank.jobs.cancel(job.namespace, job.id)
 
 
 def use_of(memory_id: str, n: int) -> UseRecord:
@@ -130,6 +130,20 @@ def test_switched_on_for_a_bank_in_use(database: Database, folder: Path) -> None
     assert not examine(bank).findings
     with pytest.raises(StorageError):
         plain.memories("default")
+
+
+def test_what_was_asked_again_before_the_rotation_does_not_stop_it(database: Database, folder: Path) -> None:
+    """One experience, queued in the plain bank and again when encryption was on: two jobs, and one name for both."""
+    asked = {"task": "math", "model_id": MODEL.id, "recipe": RECIPE}
+    plain_bank(database, folder).jobs.enqueue("default", "asked twice", **asked)
+    bank = encrypted_bank(database, folder)
+    second, created = bank.jobs.enqueue("default", "asked twice", **asked)
+    assert created
+    assert rotate_data(bank, "default").finished
+    assert status(bank).readable == 0
+    assert [job.question for job in bank.jobs.list("default")] == ["asked twice", "asked twice"]
+    again, created = bank.jobs.enqueue("default", "asked twice", **asked)
+    assert (again.id, created) == (second.id, False)
 
 
 def test_what_is_not_sealed_is_not_missed() -> None:
