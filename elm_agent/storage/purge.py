@@ -148,7 +148,9 @@ def forget(
     """See ``Bank.forget_subject``."""
     names = [namespace] if namespace is not None else [info.name for info in bank.namespaces()]
     done = [_forget_in(bank, name, subject, actor, dry_run, tell) for name in names]
-    return [entry for entry in done if entry.memory_ids or entry.jobs or entry.uses]
+    if not dry_run:  # also when nothing was found: a pass that was broken off may have deleted jobs and no more
+        bank.database.scrub()
+    return [entry for entry in done if entry.memory_ids or entry.jobs or entry.uses or entry.left]
 
 
 def _forget_in(bank: Bank, namespace: str, subject: str, actor: str, dry_run: bool, tell: Observer) -> Forgotten:
@@ -167,15 +169,17 @@ def _forget_in(bank: Bank, namespace: str, subject: str, actor: str, dry_run: bo
         asked = select(func.count()).where(UseRow.namespace == namespace, UseRow.subject.in_(names))
         uses = session.scalar(asked) or 0
         exports = _exports(session, namespace, ids)
-    if dry_run or not (ids or jobs or uses):
+    if dry_run:
         return Forgotten(namespace, ids, jobs, uses, exports)
-    left: tuple[str, ...] = ()
     if ids:
         left = purge(bank, namespace, ids, actor=actor, reason=None, tell=tell, even_pinned=True).left
+    else:  # the rows may have gone in a pass that was broken off before the files were clean
+        left = finish(bank, namespace, tell)[1]
+    if not (ids or jobs or uses):
+        return Forgotten(namespace, ids, jobs, uses, exports, left)
     with changing(bank.database, namespace, actor=actor, vault=bank.vault) as change:
         change.session.execute(delete(UseRow).where(UseRow.namespace == namespace, UseRow.subject.in_(names)))
         change.note(EventKind.ERASED, None, {"memories": len(ids), "jobs": jobs, "uses": uses})
-    bank.database.scrub()
     return Forgotten(namespace, ids, jobs, uses, exports, left)
 
 
@@ -187,7 +191,7 @@ def _is(change: Change, memory_id: str, state: MemoryState) -> bool:
 def _remove(change: Change, memory_id: str, reason: str | None) -> tuple[int, int]:
     """Delete every row of one memory; (uses, jobs) that went with it."""
     session, namespace = change.session, change.namespace.name
-    memory = find_memory(session, namespace, memory_id)
+    memory = find_memory(session, namespace, memory_id, lock=True)
     detail = {"state": memory.state, "tensor_digest": memory.tensor_digest}
     change.append(EventKind.PURGED, memory_id, detail, text=reason)
     session.flush()

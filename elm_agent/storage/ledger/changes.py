@@ -59,9 +59,12 @@ def check_not_moved(session: Session) -> None:
         check_here(gone)
 
 
-def find_memory(session: Session, namespace: str, memory_id: str) -> MemoryRow:
-    """Raises ``NotFound``, also for a memory of another namespace."""
-    row = session.get(MemoryRow, (namespace, memory_id))
+def find_memory(session: Session, namespace: str, memory_id: str, *, lock: bool = False) -> MemoryRow:
+    """Raises ``NotFound``, also for a memory of another namespace.
+
+    ``lock``: as it is now, held against who is about to use it or to seal it anew; neither holds the namespace.
+    """
+    row = session.get(MemoryRow, (namespace, memory_id), with_for_update=lock or None, populate_existing=lock)
     if row is None:
         if (gone := session.get(TombstoneRow, (namespace, memory_id))) is not None:
             raise NotFound(f"memory {memory_id} was purged on {gone.purged_at:%Y-%m-%d} by {gone.actor}; it is gone")

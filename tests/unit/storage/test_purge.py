@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from bank_helpers import MODEL, RECIPE, trained, unit
+from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from elm_agent.errors import InputError, LeaseLost, NotFound, StorageError, TensorMissing
 from elm_agent.records import EventKind, Hit, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
@@ -14,7 +18,8 @@ from elm_agent.storage.bank import Bank
 from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.database import Database
-from elm_agent.storage.sql.schema import Base
+from elm_agent.storage.sql.rows import use_values
+from elm_agent.storage.sql.schema import Base, MemoryRow, UseRow
 from elm_agent.storage.tensors.local import LocalTensors
 
 X, Y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
@@ -119,6 +124,57 @@ def test_an_interrupted_purge_is_finished_by_the_next(bank: Bank) -> None:
     assert bank.finish_purges("default") == 1
     assert bank.finish_purges("default") == 0
     assert list(bank.tensors.digests("default")) == [bank.memory("default", second).tensor_digest]
+
+
+def test_forgetting_again_finishes_what_was_interrupted(bank: Bank) -> None:
+    publish(bank, "mine", subject="Ada Lovelace")
+
+    def crash(step: str, _: dict[str, object]) -> None:
+        if step == "purge.committed":
+            raise StorageError("crashed")
+
+    with pytest.raises(StorageError, match="crashed"):
+        bank.forget_subject("Ada Lovelace", actor="t", observe=crash)
+    assert len(list(bank.tensors.digests("default"))) == 1
+    assert bank.forget_subject("Ada Lovelace", actor="t") == []
+    assert list(bank.tensors.digests("default")) == []
+
+
+def test_a_purge_waits_for_who_is_about_to_use_the_memory(bank: Bank) -> None:
+    """A use that is not yet committed when the purge comes to the memory goes with it."""
+    memory = publish(bank, "one")
+    with ThreadPoolExecutor(1) as pool:
+        with bank.database.write() as session:
+            session.add(UseRow(**use_values(use(memory), bank.vault)))
+            session.flush()
+            purging = pool.submit(bank.purge, "default", [memory], actor="t", reason=None)
+            if not bank.database.sqlite:
+                wait_for_a_lock(session)
+        assert purging.result().uses == 1
+    assert bank.uses("default") == []
+
+
+def test_a_purge_takes_the_tensor_that_the_memory_has_by_now(bank: Bank) -> None:
+    """A rotation of keys that is about to commit gives the memory another tensor: that one goes."""
+    memory = publish(bank, "one")
+    sealed_anew = bank.tensors.put("default", b"sealed anew")
+    with ThreadPoolExecutor(1) as pool:
+        with bank.database.write() as session:
+            row = session.get_one(MemoryRow, ("default", memory), with_for_update={"key_share": True})
+            row.tensor_digest = sealed_anew
+            session.flush()
+            purging = pool.submit(bank.purge, "default", [memory], actor="t", reason=None)
+            if not bank.database.sqlite:
+                wait_for_a_lock(session)
+        purging.result()
+    assert sealed_anew not in list(bank.tensors.digests("default"))
+
+
+def wait_for_a_lock(session: Session) -> None:
+    """Until another connection of the database waits for this one."""
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    while not session.execute(text(waits)).scalar_one():
+        time.sleep(0.02)
 
 
 def test_a_tensor_that_another_memory_names_stays(bank: Bank) -> None:
