@@ -97,6 +97,7 @@ class LocalTensors:
                 path.unlink()
             except FileNotFoundError:
                 return False
+            sync_folder(path.parent)  # a purge says that it is gone: it must not be back after a power cut
         return True
 
     def age(self, namespace: str, digest: str) -> float:

@@ -8,6 +8,7 @@ import torch
 
 from elm_agent.errors import StorageError, TensorCorrupt
 from elm_agent.softprompt import content_digest, from_bytes, to_bytes
+from elm_agent.storage.tensors import local
 from elm_agent.storage.tensors.local import LocalTensors
 
 
@@ -30,6 +31,14 @@ def test_a_stored_prompt_comes_back_as_it_was(store: LocalTensors) -> None:
     assert torch.equal(from_bytes(store.get("Team", digest), shape=(5, 8)).prompt_VE, prompt_VE)
     with pytest.raises(TensorCorrupt, match=r"expected a prompt of shape \(8, 5\); got \(5, 8\)"):
         from_bytes(store.get("Team", digest), shape=(8, 5))
+
+
+def test_a_deletion_is_durable(store: LocalTensors, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = store.put("Team", b"bytes")
+    folder, synced = store.path("Team", digest).parent, []
+    monkeypatch.setattr(local, "sync_folder", lambda path: synced.append((path, list(path.iterdir()))))
+    assert store.delete("Team", digest)
+    assert synced == [(folder, [])]
 
 
 def test_left_temporary_files_are_swept_by_age(store: LocalTensors) -> None:
