@@ -225,7 +225,7 @@ def _checked_url(url: str) -> URL:
         raise SettingsError("the database URL cannot be read: expected sqlite:///FILE or postgresql://…") from None
     backend = parsed.get_backend_name()
     if backend in ("postgresql", "postgres"):
-        return parsed.set(drivername="postgresql+psycopg")
+        return _password_in_place(parsed).set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise SettingsError(f"database {backend!r} is not known: expected sqlite:///FILE or postgresql://…")
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
@@ -235,9 +235,19 @@ def _checked_url(url: str) -> URL:
     return parsed
 
 
+def _password_in_place(url: URL) -> URL:
+    """libpq also takes a password as a parameter; only one in its own place is hidden in messages."""
+    given = url.query.get("password")
+    if given is None:
+        return url
+    password = given if isinstance(given, str) else given[-1]
+    return url.difference_update_query(["password"]).set(password=password)
+
+
 def _engine(url: URL, busy_seconds: float) -> Engine:
     options: dict[str, Any] = {
         "json_serializer": partial(json.dumps, allow_nan=False),  # NaN is not JSON and Postgres refuses it
+        "hide_parameters": True,  # a traceback in a log must not hold what a purge cannot reach
         "pool_size": 8,
         "max_overflow": 56,
         "pool_timeout": busy_seconds,

@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -217,10 +218,20 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         Database.open(f"sqlite:///{tmp_path / 'file' / 'bank.sqlite'}")
 
 
-def test_an_unreachable_server_is_named_without_its_password() -> None:
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:secret@127.0.0.1:1/x", "postgresql://127.0.0.1:1/x?password=secret"]
+)
+def test_an_unreachable_server_is_named_without_its_password(url: str) -> None:
     with pytest.raises(StorageError, match="cannot be reached") as caught:
-        Database.open("postgresql://me:secret@127.0.0.1:1/x", busy_seconds=2)
+        Database.open(url, busy_seconds=2)
     assert "secret" not in str(caught.value)
+
+
+def test_a_traceback_holds_no_content(database: Database) -> None:
+    question = "what is hidden"[8:]
+    with pytest.raises(StorageError) as caught, database.write() as session:
+        session.execute(text("INSERT INTO nowhere VALUES (:it)"), {"it": question * 2})
+    assert question * 2 not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
