@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -46,23 +46,32 @@ class DurableFeed:
     def position(self, namespace: str) -> tuple[int | None, int]:
         """(watermark, newest revision); no watermark when the outbox no longer has all that came since.
 
-        Raises ``IndexUnavailable``.
+        Waits for nobody who feeds: what began anew and is being noticed has no watermark. Raises
+        ``IndexUnavailable``.
         """
-        with self._lock:
-            self._notice_rebuild()
+        anew = self._index.rebuilt
+        if anew and self._lock.acquire(blocking=False):
+            try:
+                self._notice_rebuild()
+                anew = False
+            finally:
+                self._lock.release()
         with self._database.read() as session:
             newest, mark = revision_of(session, namespace), self._watermark(session, namespace)
-            return (mark if mark >= floor_of(session, namespace) else None), newest
+            return (None if anew or mark < floor_of(session, namespace) else mark), newest
 
     def feed(self, namespace: str, *, batches: int | None = None) -> int:
         """Apply at most ``batches`` batches (None: all there are), and return how many keys came or went.
 
-        An index from before the outbox's floor is filled anew, but only when no number of batches is given.
+        An index from before the outbox's floor is filled anew, but only when no number of batches is given; with
+        a number nobody is waited for, and it is 0 while somebody else feeds: it is for a question in between.
         A crash between the index and the watermark repeats a batch, which changes nothing. Raises
         ``IndexUnavailable``.
         """
         applied = done = 0
-        with self._turn(namespace):
+        with self._turn(namespace, wait=batches is None) as ours:
+            if not ours:
+                return 0
             self._notice_rebuild()
             if batches is None and self._too_old(namespace):
                 return self._refill(namespace, None)
@@ -93,19 +102,28 @@ class DurableFeed:
                 self._refill(namespace, None)
 
     @contextmanager
-    def _turn(self, namespace: str) -> Iterator[None]:
-        """One feeder at a time: an older batch applied after a younger one would bring back what went."""
-        with self._lock:
-            if not self._shared:
-                yield
-                return
-            try:
-                with only_one(self._database, f"index/{self._index.name}/{namespace}", seconds=TURN_SECONDS):
-                    yield
-            except StoreBusy as error:
-                raise IndexUnavailable(
-                    f"the {self._index.name} index is being fed by somebody else: {error}"
-                ) from error
+    def _turn(self, namespace: str, *, wait: bool = True) -> Iterator[bool]:
+        """One feeder at a time: an older batch applied after a younger one would bring back what went.
+
+        Yields whether the turn is ours; always with ``wait``.
+        """
+        if not self._lock.acquire(blocking=wait):
+            yield False
+            return
+        with ExitStack() as held:
+            held.callback(self._lock.release)
+            yield not self._shared or self._alone(held, namespace, wait=wait)
+
+    def _alone(self, held: ExitStack, namespace: str, *, wait: bool) -> bool:
+        """Among all processes, until ``held`` is closed."""
+        name, seconds = f"index/{self._index.name}/{namespace}", TURN_SECONDS if wait else 0.0
+        try:
+            held.enter_context(only_one(self._database, name, seconds=seconds))
+        except StoreBusy as error:
+            if not wait:
+                return False
+            raise IndexUnavailable(f"the {self._index.name} index is being fed by somebody else: {error}") from error
+        return True
 
     def _next(self, namespace: str) -> tuple[int, dict[KeyKind, Changes]] | None:
         with self._database.read() as session:

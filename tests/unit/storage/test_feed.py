@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,36 @@ def test_a_dead_index_degrades_to_a_scan_or_fails_as_asked(
     strict = Bank(database, bank.tensors, index="durable", durable=durable)
     with pytest.raises(IndexUnavailable, match="down"):
         strict.nearest("default", KeyKind.INPUT, X, 1)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_question_does_not_wait_for_who_feeds(
+    bank: Bank, durable: Durable, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """A feeder of this process stands still in the middle of its batch; far behind, or with an index made anew."""
+    learn = learner(bank)
+    first = learn("a", X)
+    durable.down = True
+    second = learn("b", Y)
+    durable.down = False
+    durable.rebuilt = anew
+    monkeypatch.setattr(search, "_INLINE", 0)
+    feeding, asked = threading.Event(), threading.Event()
+
+    def stand(*_: object) -> None:
+        feeding.set()
+        assert asked.wait(60)
+
+    monkeypatch.setattr(durable, "acknowledge_rebuild" if anew else "apply", stand)
+    with ThreadPoolExecutor(2) as pool:
+        feeder = pool.submit(bank.feed)
+        assert feeding.wait(60)
+        try:
+            hits = pool.submit(bank.nearest, "default", KeyKind.INPUT, Y, 2).result(timeout=20)
+        finally:
+            asked.set()
+        feeder.result()
+    assert [hit.memory_id for hit in hits] == [second.id, first.id]
 
 
 def test_a_lost_index_is_fed_from_the_beginning(
