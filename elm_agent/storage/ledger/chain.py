@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from elm_agent.errors import StorageError, VaultLocked
+from elm_agent.errors import StorageError, StoreBusy, VaultLocked
 from elm_agent.records import digest_of
 from elm_agent.storage.indexes.feed import revision_of
 from elm_agent.storage.sql.database import Database
@@ -181,7 +181,7 @@ def _problem_of_note(event: EventRow, vault: Vault) -> str | None:
         return "half of its note is missing"
     try:
         note = vault.open(event.namespace, event.note)
-    except VaultLocked:
+    except (VaultLocked, StoreBusy):  # nothing is wrong with the note
         raise
     except StorageError as error:
         return f"its note was altered ({error})"

@@ -12,11 +12,12 @@ import pytest
 from bank_helpers import Learn, unit
 from sqlalchemy import text
 
-from elm_agent.errors import BankMoved, NotFound
+from elm_agent.errors import BankMoved, NotFound, StoreBusy
 from elm_agent.records import EventKind, MemoryState
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.database import Database
+from elm_agent.storage.vault.base import PlainVault
 
 X = unit(1, 0, 0, 0)
 CHANGE = {"actor": "Größe\x00", "reason": "because of 数学"}
@@ -160,3 +161,12 @@ def test_a_bank_that_moved_takes_no_changes(written: Bank, learn: Learn) -> None
     with pytest.raises(BankMoved):
         learn("three", X)
     assert written.memory("default", memory.id) == memory
+
+
+def test_a_busy_database_is_no_altered_note(written: Bank) -> None:
+    class BusyVault(PlainVault):
+        def open(self, namespace: str, text: str) -> str:
+            raise StoreBusy("the database is locked")
+
+    with pytest.raises(StoreBusy):
+        chain.verify(written.database, "default", vault=BusyVault())
