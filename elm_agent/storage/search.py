@@ -53,7 +53,9 @@ class Search:
         self._durable_feed = DurableFeed(database, durable) if durable is not None else None
         self._choice = choice
         self._exact_limit = exact_limit
-        self._counted: dict[str, tuple[int, int]] = {}  # namespace: (revision, active memories then)
+        self._counted: dict[
+            str, tuple[int, int]
+        ] = {}  # namespace: (revision, what was counted then)
         self._warned: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -201,13 +203,15 @@ class Search:
             }
 
     def _active(self, namespace: str) -> int:
+        """How many, but no more than one above the limit: this is asked after every change, at any size."""
         with self._database.read() as session:
             revision = revision_of(session, namespace)
             counted = self._counted.get(namespace)
             if counted is None or counted[0] != revision:
-                query = select(func.count()).where(
+                active = select(MemoryRow.id).where(
                     MemoryRow.namespace == namespace, MemoryRow.state == MemoryState.ACTIVE
                 )
+                query = select(func.count()).select_from(active.limit(self._exact_limit + 1).subquery())
                 counted = self._counted[namespace] = revision, session.scalar(query) or 0
         return counted[1]
 
