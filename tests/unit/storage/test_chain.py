@@ -165,7 +165,7 @@ def test_a_bank_that_moved_takes_no_changes(written: Bank, learn: Learn) -> None
 
 def test_a_busy_database_is_no_altered_note(written: Bank) -> None:
     class BusyVault(PlainVault):
-        def open(self, namespace: str, text: str) -> str:
+        def open(self, namespace: str, text: str) -> str:  # noqa: ARG002
             raise StoreBusy("the database is locked")
 
     with pytest.raises(StoreBusy):
