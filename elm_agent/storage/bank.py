@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from elm_agent.errors import IndexUnavailable, InputError
+from elm_agent.errors import InputError, StorageError
 from elm_agent.protocols import Observer, TensorStore, Trained
 from elm_agent.records import (
     EventKind,
@@ -421,7 +421,7 @@ class Bank(BankReader):
     def _feed_or_warn(self, namespace: str) -> None:
         try:
             self._search.feed(namespace)
-        except IndexUnavailable as error:
+        except StorageError as error:  # whatever it is: the caller must not do again what is done
             self._search.warn(namespace, f"{error}. The change is committed; the index gets it when it is fed")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from bank_helpers import MODEL, learner, unit
 
-from elm_agent.errors import IndexUnavailable
+from elm_agent.errors import IndexUnavailable, StoreBusy
 from elm_agent.protocols import IndexEntry
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector
 from elm_agent.storage import search
@@ -35,7 +35,7 @@ class Durable(ExactIndex):
         super().__init__()
         self.down = False
         self.rebuilt = True
-        self.fed = 0
+        self.fed = self.searched = 0
 
     def acknowledge_rebuild(self) -> None:
         self.rebuilt = False
@@ -47,6 +47,7 @@ class Durable(ExactIndex):
 
     def search(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
         self._check()
+        self.searched += 1
         return super().search(namespace, kind, query, k)
 
     def _check(self) -> None:
@@ -94,6 +95,19 @@ def test_what_the_index_missed_is_still_found(
     monkeypatch.setattr(search, "_INLINE", 0)
     assert [hit.memory_id for hit in bank.nearest("default", KeyKind.INPUT, Y, 1)] == [second.id]
     assert durable.ids("default", KeyKind.INPUT) == {first.id, second.id}
+
+
+def test_a_change_that_is_committed_does_not_fail_for_the_index(
+    bank: Bank, durable: Durable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise StoreBusy("the database is locked")
+
+    monkeypatch.setattr(durable, "apply", busy)
+    with caplog.at_level(logging.WARNING):
+        memory = learner(bank)("a", X)
+    assert "the database is locked. The change is committed" in caplog.text
+    assert bank.jobs.list("default")[0].memory_id == memory.id
 
 
 def test_a_surplus_entry_is_never_returned(bank: Bank, durable: Durable) -> None:
@@ -153,6 +167,19 @@ def test_a_question_does_not_wait_for_who_feeds(
             asked.set()
         feeder.result()
     assert [hit.memory_id for hit in hits] == [second.id, first.id]
+
+
+def test_counting_what_is_active_stops_above_the_limit(database: Database, tmp_path: Path, durable: Durable) -> None:
+    bank = Bank(database, LocalTensors(tmp_path / "tensors"), exact_limit=2, durable=durable)
+    bank.bind("default", MODEL)
+    learn, served = learner(bank), []
+    for n in range(5):
+        learn(f"q{n}", X)
+        before = durable.searched
+        assert len(bank.nearest("default", KeyKind.INPUT, X, 5)) == n + 1
+        served.append(durable.searched > before)
+    assert served == [False, False, True, True, True]
+    assert bank._search._active("default") == 3
 
 
 def test_a_lost_index_is_fed_from_the_beginning(
