@@ -123,6 +123,7 @@ def open_bank(
             durable=_durable_index(settings, database, owns_index),
             exact=ExactIndex(settings.home / "index"),
             vault=vault,
+            shared=settings.shared_namespaces,
         )
         opened.pop_all()  # from here on the bank closes it
         return bank

@@ -39,7 +39,7 @@ def parts_of(runtime: Runtime, *, observe: Observer, context: RunContext | None 
     def learn(job_id: str) -> Mapping[str, Any]:
         started = time.perf_counter()
         job = wait_for(
-            lambda: runtime.bank.jobs.get(job_id),
+            lambda: runtime.bank.jobs.get(namespace, job_id),
             pause=lambda: runtime.runner.wait_idle(LOOK_SECONDS),
             observe=observe,
         )

@@ -98,7 +98,7 @@ def _wait(out: Output, runtime: Runtime, job_id: str) -> bool:
     from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
 
     job = wait_for(
-        lambda: runtime.bank.jobs.get(job_id),
+        lambda: runtime.bank.jobs.get(runtime.settings.namespace, job_id),
         pause=lambda: runtime.runner.wait_idle(LOOK_SECONDS),
         observe=lambda _name, _detail: None,
     )

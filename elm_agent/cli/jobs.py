@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elm_agent.cli.opening import OpenBank, opened_bank
+from elm_agent.cli.opening import opened_bank
 from elm_agent.cli.options import Shared, group, shared
 from elm_agent.cli.output import plain, short, to_json, when
-from elm_agent.errors import NotFound
 from elm_agent.records import JobState
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def list_(
 def show(options: Shared, job_id: JobId) -> None:
     """Show one job: state, attempts, progress and reason."""
     with opened_bank(options) as opened:
-        job = _own(opened, job_id)
+        job = opened.bank.jobs.get(opened.namespace, job_id)
     if options.json:
         options.output().document(job)
         return
@@ -73,8 +72,7 @@ def show(options: Shared, job_id: JobId) -> None:
 def cancel(options: Shared, job_id: JobId) -> None:
     """Cancel a job; a running one stops after its current step."""
     with opened_bank(options) as opened:
-        _own(opened, job_id)
-        job = opened.bank.jobs.cancel(job_id)
+        job = opened.bank.jobs.cancel(opened.namespace, job_id)
     asked = job.state is JobState.RUNNING
     _changed(options, job, "asked to stop" if asked else job.state.value)
 
@@ -84,17 +82,8 @@ def cancel(options: Shared, job_id: JobId) -> None:
 def retry(options: Shared, job_id: JobId) -> None:
     """Queue a failed or cancelled job again."""
     with opened_bank(options) as opened:
-        _own(opened, job_id)
-        job = opened.bank.jobs.retry(job_id)
+        job = opened.bank.jobs.retry(opened.namespace, job_id)
     _changed(options, job, job.state.value)
-
-
-def _own(opened: OpenBank, job_id: str) -> JobRecord:
-    """The job, if it is of the namespace in question: namespaces do not see each other."""
-    job = opened.bank.jobs.get(job_id)
-    if job.namespace != opened.namespace:
-        raise NotFound(f"job {job_id!r} is not in namespace {opened.namespace!r}")
-    return job
 
 
 def _changed(options: Shared, job: JobRecord, verb: str) -> None:

@@ -7,7 +7,7 @@ commit and may be lost at any time. Knows nothing of models, training or routing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -64,14 +64,16 @@ class Bank(BankReader):
         durable: FedIndex | None = None,
         exact: ExactIndex | None = None,
         vault: Vault | None = None,
+        shared: Collection[str] = (),
     ) -> None:
         """``index``: 'exact' scans, 'durable' asks ``durable`` and fails without it, 'auto' scans up to
         ``exact_limit`` active memories of a namespace and asks ``durable`` above, or scans and says why it must.
         ``durable``: an index that not every process may open is given only in its owner. The bank closes what
-        it is given.
+        it is given. ``shared``: namespaces that every other may read, and note uses of; no other is let in.
         """
         super().__init__(database, tensors, vault)
         self.durable = durable
+        self.shared = frozenset(shared)
         self.jobs = JobQueue(database, self.vault)
         self._use_log = UseLog(database, self.vault)
         self.exact = exact or ExactIndex()
@@ -322,7 +324,11 @@ class Bank(BankReader):
     # --- uses -------------------------------------------------------------------------------------------
 
     def record_use(self, use: UseRecord) -> None:
-        """Note one retrieval; the same id twice is one use. Raises ``NotFound`` for a memory that is not there."""
+        """Note one retrieval; the same id twice is one use.
+
+        Raises ``NotFound`` for a memory that is not there, ``InputError`` for one of a namespace that is not shared.
+        """
+        self._check_shared(use.namespace, use.memory_namespace or use.namespace)
         self._use_log.record(use)
 
     def settle_use(self, namespace: str, use_id: str, outcome: UseOutcome) -> None:
@@ -348,15 +354,16 @@ class Bank(BankReader):
     ) -> list[Hit]:
         """At most k active memories, most similar first, ties by id. An eviction counts from its commit on.
 
-        ``shared``: further namespaces to look in; each hit names its own.
+        ``shared``: which of the bank's shared namespaces to look in too; each hit names its own.
 
         ``query``: float32, unit length, of the key's width. ``exclude_question``: a memory made from this very
         question is passed over.
 
         Raises:
-            NotFound: the namespace is not in this bank.
+            NotFound: the namespace is not in this bank. InputError: one to look in is not shared.
             IndexUnavailable: only with ``index='durable'``; 'auto' scans exactly and logs the reason.
         """
+        self._check_shared(namespace, *shared)
         found: list[Hit] = []
         for name in dict.fromkeys((namespace, *shared)):
             hits = self._search.nearest(name, kind, query, k, min_similarity=min_similarity, exclude=exclude_question)
@@ -398,6 +405,14 @@ class Bank(BankReader):
             self.durable.close()
         self.exact.close()
         self.database.close()
+
+    def _check_shared(self, namespace: str, *others: str) -> None:
+        for name in others:
+            if name != namespace and name not in self.shared:
+                raise InputError(
+                    f"namespace {name[:100]!r} is not shared with {namespace[:100]!r}: name it in the setting "
+                    "shared_namespaces, or in `shared` where a Bank is made"
+                )
 
     def _changing(self, namespace: str, actor: str) -> AbstractContextManager[Change]:
         return ledger.changing(self.database, namespace, actor=actor, vault=self.vault)

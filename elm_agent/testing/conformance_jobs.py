@@ -75,7 +75,7 @@ class Bench:
         return job
 
     def job(self, job: JobRecord) -> JobRecord:
-        return self.bank.jobs.get(job.id)
+        return self.bank.jobs.get(job.namespace, job.id)
 
     def begun(self, job: JobRecord) -> list[int]:
         """The processes in which the training of ``job`` began, one for each attempt."""
@@ -136,7 +136,7 @@ class JobExecutorSuite:
         shared.bank.bind(namespace, fake_fingerprint())
         yield Bench(shared.bank, shared.runner, shared.home, namespace)
         for job in shared.bank.jobs.list(namespace):  # a failed test must not hold up the next
-            shared.bank.jobs.cancel(job.id)
+            shared.bank.jobs.cancel(job.namespace, job.id)
 
     @pytest.fixture
     def short_lease(self, tmp_path: Path, opened: Opened) -> Iterator[Bench]:
@@ -263,7 +263,7 @@ class JobExecutorSuite:
         job = bench.ask("[fail-once] and retried", max_attempts=1)
         bench.settle()
         assert bench.job(job).state is JobState.FAILED
-        bench.bank.jobs.retry(job.id)
+        bench.bank.jobs.retry(job.namespace, job.id)
         bench.runner.notify()
         bench.settle()
         assert bench.job(job).state is JobState.DONE
@@ -272,7 +272,7 @@ class JobExecutorSuite:
 
     def test_a_queued_job_can_be_cancelled(self, bench: Bench) -> None:
         job = bench.ask("[hold:never] not yet", notify=False, model_id=fake_fingerprint("nobody's").id)
-        assert bench.bank.jobs.cancel(job.id).state is JobState.CANCELLED
+        assert bench.bank.jobs.cancel(job.namespace, job.id).state is JobState.CANCELLED
         bench.runner.notify()
         bench.settle()
         assert (bench.job(job).state, bench.begun(job)) == (JobState.CANCELLED, [])
@@ -281,7 +281,7 @@ class JobExecutorSuite:
         self.need(ExecutorCapability.BACKGROUND)
         job = bench.ask("[hold:never] for long")
         bench.until(lambda: bool(bench.begun(job)), "the training to begin")
-        bench.bank.jobs.cancel(job.id)
+        bench.bank.jobs.cancel(job.namespace, job.id)
         bench.settle()
         assert bench.job(job).state is JobState.CANCELLED
         assert bench.memories() == []

@@ -127,7 +127,7 @@ class DatabaseSuite:
             lambda: bank.memory(HOME, "mem_x"),
             lambda: bank.memories("nobody"),
             lambda: bank.pin(HOME, "mem_x", True, actor="t"),
-            lambda: bank.jobs.get("job_x"),
+            lambda: bank.jobs.get(HOME, "job_x"),
             lambda: chain.verify(bank.database, "nobody"),
         ):
             with pytest.raises(NotFound):
@@ -179,7 +179,7 @@ class DatabaseSuite:
         with pytest.raises(StorageError, match="half-way"):
             publish(bank, lease, fail)
         assert (bank.memories(HOME), bank.events(HOME)) == ([], [])
-        assert bank.jobs.get(lease.job.id).state == JobState.RUNNING
+        assert bank.jobs.get(lease.job.namespace, lease.job.id).state == JobState.RUNNING
         assert publish(bank, lease) == bank.memories(HOME)[0].id
 
     def test_a_purge_leaves_a_whole_chain(self, bank: Bank) -> None:

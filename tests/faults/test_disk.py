@@ -121,14 +121,14 @@ def test_learning_on_a_full_disk_waits_for_space(disk: Path, tmp_path: Path) -> 
         job = queue(bank, "What is 7 times 8?")
         filler = fill(disk)
         run_once(bank)
-        waiting = bank.jobs.get(job.id)
+        waiting = bank.jobs.get(job.namespace, job.id)
         assert waiting.state is JobState.QUEUED
         assert "is full; free some space" in (waiting.reason or "")
         assert bank.memories("default") == []
         assert examine(bank).clean
         filler.unlink()
         run_once(bank)
-        assert bank.jobs.get(job.id).state is JobState.DONE
+        assert bank.jobs.get(job.namespace, job.id).state is JobState.DONE
         (memory,) = bank.memories("default")
         assert bank.prompt("default", memory.id).virtual_tokens == 3
 
@@ -140,7 +140,7 @@ def test_a_bank_on_a_disk_that_became_read_only_still_serves(disk: Path, tmp_pat
         remount_read_only(disk)
         job = queue(bank, "two")
         run_once(bank)
-        assert "Read-only file system" in (bank.jobs.get(job.id).reason or "")
+        assert "Read-only file system" in (bank.jobs.get(job.namespace, job.id).reason or "")
         (memory,) = bank.memories("default")
         assert bank.prompt("default", memory.id).virtual_tokens == 3
         assert examine(bank).clean

@@ -79,7 +79,7 @@ def kill_at(url: str, home: Path, point: tuple[str, int], *, chroma: bool = Fals
 def work_until_done(bank: Bank, job: JobRecord) -> int:
     """Let a second worker work until the job has ended; how many jobs it took."""
     worker, taken, until = dying_worker.make_worker(bank), 0, time.monotonic() + 60
-    while bank.jobs.get(job.id).state in (JobState.QUEUED, JobState.RUNNING):
+    while bank.jobs.get(job.namespace, job.id).state in (JobState.QUEUED, JobState.RUNNING):
         assert time.monotonic() < until, "nobody took the job over"
         taken += worker.run(once=True)
         time.sleep(0.05)
@@ -87,7 +87,7 @@ def work_until_done(bank: Bank, job: JobRecord) -> int:
 
 
 def check_learned_once(bank: Bank, job: JobRecord) -> None:
-    done = bank.jobs.get(job.id)
+    done = bank.jobs.get(job.namespace, job.id)
     (memory,) = bank.memories("default")
     assert (done.state, done.memory_id) == (JobState.DONE, memory.id)
     assert memory.state is MemoryState.ACTIVE
@@ -122,9 +122,9 @@ def test_killed_before_the_commit(
     kill_at(database_url, home, point)
     bank = reopened()
     assert bank.memories("default") == [], "half a memory"
-    assert bank.jobs.get(job.id).state is JobState.RUNNING
+    assert bank.jobs.get(job.namespace, job.id).state is JobState.RUNNING
     assert work_until_done(bank, job) == 1
-    assert bank.jobs.get(job.id).attempts == 2
+    assert bank.jobs.get(job.namespace, job.id).attempts == 2
     check_learned_once(bank, job)
     check_clean_after_repair(bank)
     check_learned_once(bank, job)
@@ -137,7 +137,7 @@ def test_killed_after_the_commit(
     kill_at(database_url, home, point, chroma=True)
     bank = reopened(chroma=True)
     assert work_until_done(bank, job) == 0, "what was committed was learnt again"
-    assert bank.jobs.get(job.id).attempts == 1
+    assert bank.jobs.get(job.namespace, job.id).attempts == 1
     check_learned_once(bank, job)
     assert examine(bank).clean
     check_clean_after_repair(bank)
@@ -175,7 +175,7 @@ def test_a_worker_that_was_paused_cannot_publish_what_another_has_learned(
     os.kill(paused.pid, signal.SIGCONT)
     paused.join(60)
     assert paused.exitcode == 0, "losing a job is no failure of the worker"
-    assert bank.jobs.get(job.id).attempts == 2
+    assert bank.jobs.get(job.namespace, job.id).attempts == 2
     assert bank.memories("default") == [memory]
     check_learned_once(bank, job)
     check_clean_after_repair(bank)

@@ -180,7 +180,7 @@ def test_a_database_server_that_dies(postgres: KeptPostgres, tmp_path: Path) -> 
         assert (during["answer"], during["route"], during["job_id"]) == ("1", "failed_memory", None)
         assert "cannot be reached" in during["reason"]
         postgres.start()
-        assert runtime.bank.jobs.get(first["job_id"]).state is JobState.QUEUED, "what was queued is kept"
+        assert runtime.bank.jobs.get("default", first["job_id"]).state is JobState.QUEUED, "what was queued is kept"
         ask(runtime, AFTER)
         check_learnt(runtime, BEFORE, AFTER)
 

@@ -74,7 +74,7 @@ def test_the_server_dies_between_training_and_storing(
     dying.append(True)
     out = graph.invoke({"question": "What is 3 times 3?"})
     assert out["answer"] == "2", "from the memory whose copy is on this machine"
-    job = runtime.bank.jobs.get(out["job_id"])
+    job = runtime.bank.jobs.get("default", out["job_id"])
     assert job.state is JobState.QUEUED
     assert "could not be stored in s3://" in (job.reason or "")
     assert "check that the server is up" in (job.reason or "")
@@ -85,7 +85,7 @@ def test_the_server_dies_between_training_and_storing(
         out = build_graph(fresh).invoke({"question": "What is 4 times 4?"})
         assert (out["answer"], out["route"]) == ("1", "failed_memory")
         assert "could not be read in s3://" in out["reason"]
-        assert fresh.bank.jobs.get(out["job_id"]).state is JobState.QUEUED
+        assert fresh.bank.jobs.get("default", out["job_id"]).state is JobState.QUEUED
         with pytest.raises(StorageError, match="check that the server is up"):
             examine(fresh.bank, repair=True)
         states = [memory.state.value for memory in fresh.bank.memories("default")]
@@ -94,7 +94,7 @@ def test_the_server_dies_between_training_and_storing(
     dying.clear()
     server.start()
     _work_off(runtime)
-    assert runtime.bank.jobs.get(job.id).state is JobState.DONE
+    assert runtime.bank.jobs.get(job.namespace, job.id).state is JobState.DONE
     assert len(runtime.bank.memories("default")) == 4
     assert graph.invoke({"question": "What is 3 times 3?"})["route"] == "memory"
     report = examine(runtime.bank)

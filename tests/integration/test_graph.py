@@ -67,7 +67,7 @@ def test_first_question_has_no_memory_and_is_learnt(opened: Open) -> None:
     assert out["candidates"]["memory"] is None
     assert out["candidates"]["zero_shot"]["text"] == out["text"] == "\\boxed{1}"
     assert (out["memory_id"], out["use_id"]) == (None, None)
-    job = runtime.bank.jobs.get(out["job_id"])
+    job = runtime.bank.jobs.get("default", out["job_id"])
     assert (job.state, job.progress["step"]) == ("done", 2)
     assert runtime.bank.memory("default", str(job.memory_id)).question == FIRST["question"]
     assert set(out) == {

@@ -49,7 +49,7 @@ def test_a_subject_goes_with_everything_and_can_be_forgotten(opened: Open) -> No
         "s 9": "bob",
         "s 7": "ann",
     }
-    assert bank.jobs.get(out["job_id"]).subject == "ann"
+    assert bank.jobs.get("default", out["job_id"]).subject == "ann"
     assert [use.subject for use in bank.uses("default")] == ["ann", "bob"]
     [forgotten] = bank.forget_subject("ann", actor="test")
     assert (len(forgotten.memory_ids), forgotten.jobs) == (2, 2)

@@ -79,7 +79,7 @@ def node_of(runtime: Runtime, pid: int) -> str:
 
 def done_once(runtime: Runtime, jobs: list[JobRecord]) -> None:
     """Every job is done, and has left exactly one memory."""
-    assert {runtime.bank.jobs.get(job.id).state for job in jobs} == {JobState.DONE}
+    assert {runtime.bank.jobs.get(job.namespace, job.id).state for job in jobs} == {JobState.DONE}
     memories = runtime.bank.memories("default")
     assert sorted(memory.job_id or "" for memory in memories) == sorted(job.id for job in jobs)
 
@@ -117,13 +117,13 @@ def test_a_frozen_actors_result_is_discarded(opened: Opened, tmp_path: Path) -> 
         until(lambda: len(begun(tmp_path, job)) == 2, "another actor to take the job over")
         let_go(tmp_path, "frozen")
         assert runtime.runner.wait_idle(60)
-        done = runtime.bank.jobs.get(job.id)
+        done = runtime.bank.jobs.get(job.namespace, job.id)
     finally:
         os.kill(frozen, signal.SIGCONT)
     runtime.close()  # waits for the thawed actor, which has now said all that it had to say
     assert done.attempts == 2
     later = opened(min_actors=0)
-    assert later.bank.jobs.get(job.id) == done
+    assert later.bank.jobs.get(job.namespace, job.id) == done
     done_once(later, [job])
 
 
@@ -202,14 +202,14 @@ def test_the_worker_command_on_a_cluster_of_its_own(tmp_path: Path) -> None:
     with open_scripted_runtime(Settings(home=tmp_path, index="exact", worker={"mode": "external"})) as runtime:
         job, held = ask(runtime, "What is 9?"), ask(runtime, "[hold:command] for long")
         process = command(tmp_path, "worker", "--json")
-        until(lambda: runtime.bank.jobs.get(job.id).state is JobState.DONE, "the first job to be done")
+        until(lambda: runtime.bank.jobs.get(job.namespace, job.id).state is JobState.DONE, "the first job to be done")
         until(lambda: begun(tmp_path, held), "the second job to begin")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
         told = [json.loads(line) for line in out.splitlines()]
         assert "ray.status" in [line.get("event") for line in told]
-        back = runtime.bank.jobs.get(held.id)
+        back = runtime.bank.jobs.get(held.namespace, held.id)
         assert (back.state, back.attempts) == (JobState.QUEUED, 0)
         let_go(tmp_path, "command")
         process = command(tmp_path, "worker", "--once")

@@ -177,7 +177,7 @@ class ModelBank(RuleBasedStateMachine):
     @rule(pick=picks)
     def cancel(self, pick: int) -> None:
         job_id, job = _one(self.jobs, pick)
-        self.bank.jobs.cancel(job_id)
+        self.bank.jobs.cancel(job.namespace, job_id)
         if job.state is JobState.QUEUED:
             job.state = JobState.CANCELLED
         job.cancel = job.state is JobState.RUNNING
@@ -187,11 +187,11 @@ class ModelBank(RuleBasedStateMachine):
     def retry(self, pick: int) -> None:
         job_id, job = _one(self.jobs, pick)
         if job.state in (JobState.FAILED, JobState.CANCELLED):
-            self.bank.jobs.retry(job_id)
+            self.bank.jobs.retry(job.namespace, job_id)
             job.state, job.attempts = JobState.QUEUED, 0
         else:
             with pytest.raises(InputError):
-                self.bank.jobs.retry(job_id)
+                self.bank.jobs.retry(job.namespace, job_id)
 
     # --- memories -----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from model_bank import ModelBank, Steps
+from model_bank import NAMES, ModelBank, Steps
 from postgres import fresh_database
 
 from elm_agent.storage.bank import Bank
@@ -34,18 +34,18 @@ Opener = Callable[[], Bank]
 
 def exact(url: str, home: Path) -> Bank:
     exact = ExactIndex(home / "index", keep_above=3)
-    return Bank(Database.open(url), LocalTensors(home / "tensors"), index="exact", exact=exact)
+    return Bank(Database.open(url), LocalTensors(home / "tensors"), index="exact", exact=exact, shared=NAMES)
 
 
 def chroma(url: str, home: Path) -> Bank:
     durable = ChromaIndex(home / "chroma")
-    return Bank(Database.open(url), LocalTensors(home / "tensors"), index="durable", durable=durable)
+    return Bank(Database.open(url), LocalTensors(home / "tensors"), index="durable", durable=durable, shared=NAMES)
 
 
 def sealed(url: str, home: Path) -> Bank:
     database = Database.open(url)
     vault = open_vault(database, function=lambda: b"k" * 32)
-    return Bank(database, LocalTensors(home / "tensors"), index="exact", vault=vault)
+    return Bank(database, LocalTensors(home / "tensors"), index="exact", vault=vault, shared=NAMES)
 
 
 BACK_ENDS = {"exact": exact, "chroma": chroma, "sealed": sealed}

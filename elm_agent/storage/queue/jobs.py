@@ -104,9 +104,12 @@ class JobQueue:
         except Refused:
             raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first") from None
 
-    def cancel(self, job_id: str) -> JobRecord:
-        """A queued job is cancelled at once, a running one is asked to stop; an ended one stays as it is."""
-        with self._locked(job_id) as (row, now):
+    def cancel(self, namespace: str, job_id: str) -> JobRecord:
+        """A queued job is cancelled at once, a running one is asked to stop; an ended one stays as it is.
+
+        Raises ``NotFound``, also for a job of another namespace.
+        """
+        with self._locked(namespace, job_id) as (row, now):
             if row.state == JobState.QUEUED:
                 end(row, JobState.CANCELLED, "cancelled before it ran", now)
             elif row.state == JobState.RUNNING:
@@ -114,9 +117,12 @@ class JobQueue:
                 row.updated_at = now
             return job_record(row, self._vault)
 
-    def retry(self, job_id: str) -> JobRecord:
-        """Queue a failed or cancelled job again, its attempts counted anew. Raises ``InputError`` for others."""
-        with self._locked(job_id) as (row, now):
+    def retry(self, namespace: str, job_id: str) -> JobRecord:
+        """Queue a failed or cancelled job again, its attempts counted anew.
+
+        Raises ``InputError`` for one in another state, ``NotFound`` as ``get``.
+        """
+        with self._locked(namespace, job_id) as (row, now):
             if row.state not in (JobState.FAILED, JobState.CANCELLED):
                 raise InputError(f"job {job_id} is {row.state}: only a failed or cancelled job can be retried")
             requeue(row, None, now, run_after=now)
@@ -124,15 +130,15 @@ class JobQueue:
             row.progress = {}
             return job_record(row, self._vault)
 
-    def get(self, job_id: str) -> JobRecord:
-        """Raises ``NotFound``."""
+    def get(self, namespace: str, job_id: str) -> JobRecord:
+        """Raises ``NotFound``, also for a job of another namespace."""
         with self._database.read() as session:
-            return job_record(_found(session, job_id), self._vault)
+            return job_record(_found(session, namespace, job_id), self._vault)
 
     def list(
         self, namespace: str | None = None, state: JobState | None = None, limit: int | None = None
     ) -> builtins.list[JobRecord]:
-        """Newest first."""
+        """Newest first. ``namespace=None``: of all namespaces, for whoever runs the bank."""
         query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
         if namespace is not None:
             query = query.where(JobRow.namespace == namespace)
@@ -243,9 +249,9 @@ class JobQueue:
             yield fenced(session, lease), self._database.now(session)
 
     @contextmanager
-    def _locked(self, job_id: str) -> Iterator[tuple[JobRow, datetime]]:
+    def _locked(self, namespace: str, job_id: str) -> Iterator[tuple[JobRow, datetime]]:
         with self._database.write() as session:
-            yield _found(session, job_id, lock=True), self._database.now(session)
+            yield _found(session, namespace, job_id, lock=True), self._database.now(session)
 
 
 def _for(model_id: str | None, tasks: Collection[str] | None) -> list[Any]:
@@ -283,11 +289,11 @@ def _turn_back(session: Session, now: datetime, wanted: list[Any]) -> bool:
     return bool(rows)
 
 
-def _found(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
-    query = select(JobRow).where(JobRow.id == job_id)
+def _found(session: Session, namespace: str, job_id: str, *, lock: bool = False) -> JobRow:
+    query = select(JobRow).where(JobRow.namespace == namespace, JobRow.id == job_id)
     row = session.scalars(query.with_for_update() if lock else query).first()
     if row is None:
-        raise NotFound(f"no job {job_id[:80]!r} in this bank: `elm-agent jobs list` shows them")
+        raise NotFound(f"no job {job_id[:80]!r} in namespace {namespace[:100]!r}: `elm-agent jobs list` shows them")
     return row
 
 

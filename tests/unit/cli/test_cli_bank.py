@@ -139,8 +139,8 @@ def test_an_unknown_memory(elm: Elm, world: World, command: str) -> None:
 def test_namespaces_do_not_see_each_other(elm: Elm, world: World) -> None:
     words = ("--namespace", "other")
     assert_one_sentence(elm("memories", "show", world.memory.id, *words), 3, world.memory.id)
-    assert_one_sentence(elm("jobs", "cancel", world.job_id, *words), 3, "is not in namespace 'other'")
-    assert world.bank.jobs.get(world.job_id).state is JobState.QUEUED
+    assert_one_sentence(elm("jobs", "cancel", world.job_id, *words), 3, "in namespace 'other'")
+    assert world.bank.jobs.get("default", world.job_id).state is JobState.QUEUED
     assert document(elm, "jobs", "list", *words) == []
 
 

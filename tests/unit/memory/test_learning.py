@@ -76,7 +76,7 @@ def test_one_job_becomes_one_memory(bank: Bank, enqueue: Callable[..., JobRecord
     assert told == ["train.step", "train.step", *LEARN_STEPS[LEARN_STEPS.index("train.done") :]]
     assert (memory.state, memory.job_id, memory.question) == (MemoryState.ACTIVE, job.id, job.question)
     assert bank.episode("ns", memory.id).seed == memory_seed(job.recipe, job.question)
-    assert bank.jobs.get(job.id).state is JobState.DONE
+    assert bank.jobs.get(job.namespace, job.id).state is JobState.DONE
 
 
 def test_a_memory_without_votes_stays_a_candidate(bank: Bank, enqueue: Callable[..., JobRecord]) -> None:

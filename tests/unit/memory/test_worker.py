@@ -25,9 +25,9 @@ def test_it_works_until_nothing_is_due(bank: Bank, enqueue: Enqueue, make_worker
     told: list[tuple[str, Any]] = []
     worker = make_worker(observe=lambda name, detail: told.append((name, detail)))
     assert worker.run(once=True) == 3
-    assert {bank.jobs.get(job.id).state for job in jobs} == {JobState.DONE}
+    assert {bank.jobs.get(job.namespace, job.id).state for job in jobs} == {JobState.DONE}
     assert [detail["job_id"] for name, detail in told if name == "job.done"] == [job.id for job in jobs]
-    assert bank.jobs.get(jobs[0].id).progress["step"] == 2
+    assert bank.jobs.get(jobs[0].namespace, jobs[0].id).progress["step"] == 2
     assert worker.idle()
     assert worker.run_one() is False
 
@@ -48,7 +48,7 @@ def test_jobs_of_another_model_are_left(bank: Bank, enqueue: Enqueue, make_worke
     job = enqueue(model_id=fake_fingerprint("another").id)
     worker = make_worker()
     assert worker.run(once=True) == 0
-    assert bank.jobs.get(job.id).state is JobState.QUEUED
+    assert bank.jobs.get(job.namespace, job.id).state is JobState.QUEUED
     assert worker.idle()
 
 
@@ -57,7 +57,7 @@ def test_a_passing_failure_is_tried_again_until_attempts_are_used_up(
 ) -> None:
     job = enqueue(max_attempts=3)
     assert make_worker(FakeTrainer(error=RuntimeError("out of\nmemory"))).run(once=True) == 3
-    job = bank.jobs.get(job.id)
+    job = bank.jobs.get(job.namespace, job.id)
     assert (job.state, job.attempts, job.reason) == (JobState.FAILED, 3, "RuntimeError: out of memory")
 
 
@@ -67,7 +67,10 @@ def test_a_failure_that_would_repeat_is_final(
 ) -> None:
     job = enqueue(max_attempts=3)
     assert make_worker(FakeTrainer(error=error)).run(once=True) == 1
-    assert (bank.jobs.get(job.id).state, bank.jobs.get(job.id).attempts) == (JobState.FAILED, 1)
+    assert (bank.jobs.get(job.namespace, job.id).state, bank.jobs.get(job.namespace, job.id).attempts) == (
+        JobState.FAILED,
+        1,
+    )
 
 
 def test_an_unknown_task_is_final(bank: Bank, enqueue: Enqueue) -> None:
@@ -76,15 +79,15 @@ def test_an_unknown_task_is_final(bank: Bank, enqueue: Enqueue) -> None:
 
     job = enqueue(task="mine")
     Worker(bank=bank, trainer_for=trainer_for, model=fake_fingerprint()).run(once=True)
-    assert bank.jobs.get(job.id).reason == "InputError: no task mine"
+    assert bank.jobs.get(job.namespace, job.id).reason == "InputError: no task mine"
 
 
 def test_cancelling_a_running_job(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
     job = enqueue()
-    trainer = FakeTrainer(before_step=lambda step: bank.jobs.cancel(job.id) if step == 0 else None)
+    trainer = FakeTrainer(before_step=lambda step: bank.jobs.cancel(job.namespace, job.id) if step == 0 else None)
     told: list[str] = []
     make_worker(trainer, observe=lambda name, _detail: told.append(name)).run(once=True)
-    assert bank.jobs.get(job.id).state is JobState.CANCELLED
+    assert bank.jobs.get(job.namespace, job.id).state is JobState.CANCELLED
     assert told[-1] == "job.cancelled"
     assert bank.memories("ns") == []
 
@@ -95,10 +98,10 @@ def test_stopping_gives_the_job_back_uncounted(bank: Bank, enqueue: Enqueue, mak
     trainer = FakeTrainer(before_step=lambda _step: workers[0].stop())
     workers.append(make_worker(trainer))
     assert workers[0].run() == 1
-    back = bank.jobs.get(job.id)
+    back = bank.jobs.get(job.namespace, job.id)
     assert (back.state, back.attempts, back.owner) == (JobState.QUEUED, 0, None)
     assert make_worker().run(once=True) == 1
-    assert bank.jobs.get(job.id).state is JobState.DONE
+    assert bank.jobs.get(job.namespace, job.id).state is JobState.DONE
 
 
 def test_an_interrupt_gives_the_job_back(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
@@ -108,7 +111,10 @@ def test_an_interrupt_gives_the_job_back(bank: Bank, enqueue: Enqueue, make_work
     job = enqueue()
     with pytest.raises(KeyboardInterrupt):
         make_worker(FakeTrainer(before_step=interrupt)).run(once=True)
-    assert (bank.jobs.get(job.id).state, bank.jobs.get(job.id).attempts) == (JobState.QUEUED, 0)
+    assert (bank.jobs.get(job.namespace, job.id).state, bank.jobs.get(job.namespace, job.id).attempts) == (
+        JobState.QUEUED,
+        0,
+    )
 
 
 def test_a_lost_lease_discards_the_result(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
@@ -127,7 +133,10 @@ def test_a_lost_lease_discards_the_result(bank: Bank, enqueue: Enqueue, make_wor
     )
     worker.run_one()
     assert told[-1] == "job.lost"
-    assert (bank.jobs.get(job.id).state, bank.jobs.get(job.id).owner) == (JobState.RUNNING, "other")
+    assert (bank.jobs.get(job.namespace, job.id).state, bank.jobs.get(job.namespace, job.id).owner) == (
+        JobState.RUNNING,
+        "other",
+    )
     assert bank.memories("ns") == []
 
 
@@ -178,7 +187,10 @@ def test_jobs_of_other_tasks_are_left(bank: Bank, enqueue: Enqueue, make_worker:
     assert worker.idle()
     assert ExternalRunner(bank, MODEL_ID, ["mine"]).wait_idle(0)
     assert ExternalRunner(bank, MODEL_ID).wait_idle(0) is False
-    assert (bank.jobs.get(mine.id).state, bank.jobs.get(other.id).state) == (JobState.DONE, JobState.QUEUED)
+    assert (bank.jobs.get(mine.namespace, mine.id).state, bank.jobs.get(other.namespace, other.id).state) == (
+        JobState.DONE,
+        JobState.QUEUED,
+    )
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -202,7 +214,10 @@ def test_finishing_ends_after_the_job_in_hand(bank: Bank, enqueue: Enqueue, make
     workers: list[Worker] = []
     workers.append(make_worker(FakeTrainer(before_step=lambda _step: workers[0].finish())))
     assert workers[0].run() == 1
-    assert (bank.jobs.get(first.id).state, bank.jobs.get(second.id).state) == (JobState.DONE, JobState.QUEUED)
+    assert (bank.jobs.get(first.namespace, first.id).state, bank.jobs.get(second.namespace, second.id).state) == (
+        JobState.DONE,
+        JobState.QUEUED,
+    )
 
 
 # --- runners ------------------------------------------------------------------------------------------------
@@ -259,7 +274,7 @@ def test_an_observer_that_raises_costs_nothing(
 
     jobs = [enqueue(), enqueue("What is 9?")]
     assert make_worker(observe=broken).run(once=True) == 2
-    assert {bank.jobs.get(job.id).state for job in jobs} == {JobState.DONE}
+    assert {bank.jobs.get(job.namespace, job.id).state for job in jobs} == {JobState.DONE}
     assert f"the observer failed at {step!r}" in caplog.text
 
 

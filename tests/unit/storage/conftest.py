@@ -22,7 +22,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def bank(database: Database, tmp_path: Path) -> Iterator[Bank]:
-    bank = Bank(database, LocalTensors(tmp_path / "tensors"), index="exact")
+    bank = Bank(database, LocalTensors(tmp_path / "tensors"), index="exact", shared=["default"])
     bank.bind("default", MODEL)
     yield bank
     bank.close()

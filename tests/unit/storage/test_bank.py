@@ -86,7 +86,7 @@ def test_a_published_memory_is_the_whole_truth(bank: Bank, learn: Learn) -> None
     episode = bank.episode("default", memory.id)
     assert (episode.curve, episode.rollouts) == (expected.curve, expected.rollouts)
     np.testing.assert_array_equal(bank.keys("default", memory.id).input, X)
-    job = bank.jobs.get(memory.job_id or "")
+    job = bank.jobs.get("default", memory.job_id or "")
     assert (job.state, job.memory_id, job.owner) == (JobState.DONE, memory.id, None)
     written = [(event.revision, event.kind) for event in bank.events("default")]
     assert written == [(1, EventKind.CREATED), (2, EventKind.GATED), (3, EventKind.ACTIVATED)]

@@ -190,7 +190,7 @@ def test_a_stuck_job_without_attempts_left_has_failed(bank: Bank) -> None:
     job, _ = bank.jobs.enqueue("default", "one", task="math", model_id=MODEL.id, recipe=RECIPE, max_attempts=1)
     assert bank.jobs.claim("dead", lease_seconds=60) is not None
     mended(bank, FindingKind.STUCK_JOB, now=utcnow() + LATER)
-    assert bank.jobs.get(job.id).state is JobState.FAILED
+    assert bank.jobs.get(job.namespace, job.id).state is JobState.FAILED
 
 
 # --- rows -------------------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ def test_a_memory_that_was_deleted_by_hand(bank: Bank, pair: tuple[MemoryRecord,
     # the job, two keys, two lines of index work, the episode
     mended(bank, *[FindingKind.DANGLING_ROW] * 6)
     assert gone.job_id is not None
-    assert bank.jobs.get(gone.job_id).state is JobState.FAILED
-    bank.jobs.retry(gone.job_id)
+    assert bank.jobs.get("default", gone.job_id).state is JobState.FAILED
+    bank.jobs.retry("default", gone.job_id)
     with bank.database.read() as session:
         assert session.get(EpisodeRow, ("default", gone.episode_id)) is None
         assert session.get(EpisodeRow, ("default", pair[1].episode_id)) is not None

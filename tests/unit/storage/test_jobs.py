@@ -41,7 +41,7 @@ def claim(jobs: JobQueue, *, seconds: float = 60) -> Lease:
 def test_a_queued_job_says_everything(jobs: JobQueue) -> None:
     job, created = jobs.enqueue("default", " q ", task="math", model_id=MODEL.id, recipe=RECIPE, priority=2)
     assert created
-    assert jobs.get(job.id) == job
+    assert jobs.get(job.namespace, job.id) == job
     assert (job.state, job.question, job.recipe, job.priority, job.attempts, job.fence, job.max_attempts) == (
         JobState.QUEUED,
         " q ",
@@ -83,7 +83,7 @@ def test_unusable_jobs_are_refused(jobs: JobQueue) -> None:
     with pytest.raises(NotFound, match="'nowhere' is not in this bank"):
         jobs.enqueue("nowhere", "q", task="math", model_id=MODEL.id, recipe=RECIPE)
     with pytest.raises(NotFound, match="no job 'job_x'"):
-        jobs.get("job_x")
+        jobs.get("default", "job_x")
 
 
 def test_the_highest_priority_comes_first_then_the_oldest(jobs: JobQueue) -> None:
@@ -108,7 +108,7 @@ def test_a_heartbeat_lengthens_the_lease_and_keeps_progress(jobs: JobQueue) -> N
     assert before is not None
     assert jobs.heartbeat(lease, lease_seconds=600, progress={"step": 3}) is False
     assert jobs.heartbeat(lease, lease_seconds=600) is False
-    job = jobs.get(lease.job.id)
+    job = jobs.get(lease.job.namespace, lease.job.id)
     assert job.progress == {"step": 3}
     assert job.lease_until is not None
     assert job.lease_until - before > timedelta(seconds=500)
@@ -143,7 +143,7 @@ def test_a_job_that_kills_its_workers_ends(jobs: JobQueue) -> None:
     claim(jobs, seconds=-1)
     claim(jobs, seconds=-1)
     assert claim(jobs).job.question == "next"
-    ended = jobs.get(job.id)
+    ended = jobs.get(job.namespace, job.id)
     assert ended.state == JobState.FAILED
     assert ended.reason == "its worker stopped without a word, 2 of 2 attempts used"
 
@@ -161,8 +161,8 @@ def test_failures_wait_longer_each_time_and_end(jobs: JobQueue) -> None:
     assert (failed.state, failed.reason) == (JobState.QUEUED, "no memory")
     assert timedelta(seconds=99) < failed.run_after - failed.updated_at <= timedelta(seconds=100)
     assert jobs.claim("worker", lease_seconds=60) is None
-    jobs.cancel(job.id)
-    jobs.retry(job.id)
+    jobs.cancel(job.namespace, job.id)
+    jobs.retry(job.namespace, job.id)
     for attempt in (1, 2):
         failed = jobs.fail(claim(jobs), "no memory", backoff_seconds=0)
         assert (failed.state, failed.attempts) == (JobState.QUEUED, attempt)
@@ -185,16 +185,16 @@ def test_a_hopeless_job_fails_at_once(jobs: JobQueue) -> None:
 def test_cancel_and_retry(jobs: JobQueue) -> None:
     job = queue(jobs, "q")
     with pytest.raises(InputError, match="is queued: only a failed or cancelled job"):
-        jobs.retry(job.id)
-    assert jobs.cancel(job.id).state == JobState.CANCELLED
+        jobs.retry(job.namespace, job.id)
+    assert jobs.cancel(job.namespace, job.id).state == JobState.CANCELLED
     assert jobs.claim("worker", lease_seconds=60) is None
-    assert jobs.cancel(job.id).state == JobState.CANCELLED
-    assert jobs.retry(job.id).state == JobState.QUEUED
+    assert jobs.cancel(job.namespace, job.id).state == JobState.CANCELLED
+    assert jobs.retry(job.namespace, job.id).state == JobState.QUEUED
     lease = claim(jobs)
-    assert jobs.cancel(job.id).cancel_requested
+    assert jobs.cancel(job.namespace, job.id).cancel_requested
     assert jobs.heartbeat(lease, lease_seconds=60) is True
     jobs.cancelled(lease, "asked to stop at step 3")
-    ended = jobs.get(job.id)
+    ended = jobs.get(job.namespace, job.id)
     assert (ended.state, ended.reason, ended.cancel_requested) == (
         JobState.CANCELLED,
         "asked to stop at step 3",
@@ -206,13 +206,13 @@ def test_cancel_and_retry(jobs: JobQueue) -> None:
 def test_a_cancelled_job_does_not_run_again(jobs: JobQueue, how: str) -> None:
     job = queue(jobs, "q")
     lease = claim(jobs, seconds=-1)
-    jobs.cancel(job.id)
+    jobs.cancel(job.namespace, job.id)
     if how == "release":
         jobs.release(lease, "Ctrl-C")
     elif how == "fail":
         jobs.fail(lease, "x", backoff_seconds=0)
     assert jobs.claim("worker", lease_seconds=60) is None
-    assert jobs.get(job.id).state == JobState.CANCELLED
+    assert jobs.get(job.namespace, job.id).state == JobState.CANCELLED
 
 
 def test_counts_name_every_state(jobs: JobQueue) -> None:
@@ -257,7 +257,9 @@ def test_a_dead_workers_job_is_free_one_lease_after_the_clock_went_back(
     dead = claim(jobs, seconds=60)
     clock[0] = timedelta(0)
     assert jobs.claim("worker", lease_seconds=60) is None  # it may live: it has a whole lease to say so
-    assert jobs.get(dead.job.id).lease_until == jobs.get(dead.job.id).updated_at + timedelta(seconds=60)
+    assert jobs.get(dead.job.namespace, dead.job.id).lease_until == jobs.get(
+        dead.job.namespace, dead.job.id
+    ).updated_at + timedelta(seconds=60)
     clock[0] = timedelta(seconds=61)
     assert claim(jobs).job.id == dead.job.id
 
@@ -278,7 +280,7 @@ def test_a_queued_job_is_due_although_the_clock_went_back(jobs: JobQueue, clock:
     clock[0] = A_YEAR
     queue(jobs, "at once")
     later = queue(jobs, "after a pause")
-    jobs.cancel(queue(jobs, "ended").id)
+    jobs.cancel("default", queue(jobs, "ended").id)
     first = claim(jobs)
     assert jobs.fail(first, "x", backoff_seconds=100).state == JobState.QUEUED
     clock[0] = timedelta(0)

@@ -39,7 +39,8 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     banks: list[Bank] = []
 
     def open_bank(url: str, name: str) -> Bank:
-        banks.append(Bank(Database.open(url, busy_seconds=20), LocalTensors(tmp_path / name), index="exact"))
+        database = Database.open(url, busy_seconds=20)
+        banks.append(Bank(database, LocalTensors(tmp_path / name), index="exact", shared=["other"]))
         return banks[-1]
 
     yield open_bank

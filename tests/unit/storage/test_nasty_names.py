@@ -62,6 +62,7 @@ def calls_of(bank: Bank, known: str, folder: Path) -> dict[str, Call]:
         "verify": lambda n: chain.verify(bank.database, n),
         "enqueue": lambda n: jobs.enqueue(n, "q", task="math", model_id=MODEL.id, recipe=RECIPE),
         "jobs": lambda n: jobs.list(n),
+        "job": lambda n: jobs.get(n, "job_x"),
         "tensor put": lambda n: bank.tensors.put(n, b"x"),
         "tensor get": lambda n: bank.tensors.get(n, "sha256:" + "0" * 64),
         "tensor digests": lambda n: list(bank.tensors.digests(n)),
@@ -78,7 +79,7 @@ def calls_of(bank: Bank, known: str, folder: Path) -> dict[str, Call]:
         "use id": lambda n: bank.settle_use("default", n, UseOutcome.FIXED),
         "use of": lambda n: bank.record_use(use(n)),
         "purge id": lambda n: bank.purge("default", [n], actor="x", reason=n),
-        "job id": lambda n: jobs.cancel(n),
+        "job id": lambda n: jobs.cancel("default", n),
         "digest": lambda n: bank.tensors.get("default", n),
         "export id": lambda n: export_pack(bank, "default", folder / "q", memory_ids=[n], actor="x"),
     }
