@@ -143,12 +143,14 @@ class PgvectorIndex:
             return set(connection.scalars(text(f"SELECT id FROM elm_index.{table.name}")))
 
     def scrub(self, namespace: str) -> bool:
-        """Write the tables and graphs of the namespace anew, without what was deleted. The write-ahead log is the
-        database's own."""
+        """Write the tables and graphs of the namespace into new files, without what was deleted. The write-ahead
+        log is the database's own. A vacuum would keep what an older transaction, such as a backup's, may still see.
+        """
         for kind in KeyKind:
             if (table := self._find(namespace, kind)) is not None:
-                with self._connection(autocommit=True) as connection:
-                    connection.execute(text(f"VACUUM (FULL) elm_index.{table.name}"))
+                with self._connection() as connection:
+                    for statement in _anew(table):
+                        connection.execute(text(statement))
         return False
 
     def wipe(self) -> None:
@@ -191,12 +193,8 @@ class PgvectorIndex:
                     f'(id text COLLATE "C" PRIMARY KEY, key {table.type}({table.stored}) NOT NULL)'
                 )
             )
-            connection.execute(
-                text(
-                    f"CREATE INDEX IF NOT EXISTS {table.name}_hnsw ON elm_index.{table.name} "
-                    f"USING hnsw (key {table.type}_cosine_ops) WITH (m = 16, ef_construction = 128)"
-                )
-            )
+            connection.execute(text(_no_statistics(table)))
+            connection.execute(text(_graph(table)))
         return self._find(namespace, kind) or table
 
     def _prepare(self, connection: Connection) -> None:
@@ -211,15 +209,36 @@ class PgvectorIndex:
             yield
 
     @contextmanager
-    def _connection(self, *, autocommit: bool = False) -> Iterator[Connection]:
-        engine = self._database.engine
-        if autocommit:
-            engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+    def _connection(self) -> Iterator[Connection]:
         try:
-            with engine.connect() as connection, connection.begin():
+            with self._database.engine.connect() as connection, connection.begin():
                 yield connection
         except SQLAlchemyError as error:
             raise IndexUnavailable(
                 f"pgvector in {self._database.where} failed: {explain(error, self._database.where)}; the extension "
                 "`vector` (0.8 or newer) has to be installed on the server"
             ) from error
+
+
+def _graph(table: _Table) -> str:
+    return (
+        f"CREATE INDEX IF NOT EXISTS {table.name}_hnsw ON elm_index.{table.name} "
+        f"USING hnsw (key {table.type}_cosine_ops) WITH (m = 16, ef_construction = 128)"
+    )
+
+
+def _no_statistics(table: _Table) -> str:
+    """The planner's statistics would hold keys, and go on holding those that were deleted."""
+    return f"ALTER TABLE elm_index.{table.name} ALTER COLUMN key SET STATISTICS 0"
+
+
+def _anew(table: _Table) -> tuple[str, ...]:
+    """Statements of one transaction: a table emptied by TRUNCATE begins in a file that has never held a row."""
+    return (
+        f"LOCK TABLE elm_index.{table.name} IN ACCESS EXCLUSIVE MODE",
+        f"CREATE TEMPORARY TABLE kept ON COMMIT DROP AS SELECT id, key FROM elm_index.{table.name}",
+        f"TRUNCATE elm_index.{table.name}",
+        f"DROP INDEX IF EXISTS elm_index.{table.name}_hnsw",
+        f"INSERT INTO elm_index.{table.name} (id, key) SELECT id, key FROM kept",
+        _graph(table),
+    )

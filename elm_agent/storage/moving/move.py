@@ -34,8 +34,9 @@ from elm_agent.storage.moving.rows import TABLES, Read, RowCopy, Tallies, counts
 from elm_agent.storage.moving.tensors import TensorCopy
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.schema import NamespaceRow, TombstoneRow
-from elm_agent.storage.vault.base import PlainVault
-from elm_agent.storage.vault.keys import encrypted
+from elm_agent.storage.vault.base import PlainVault, Vault
+from elm_agent.storage.vault.encrypted import EncryptedVault
+from elm_agent.storage.vault.keys import encrypted, load_ring
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
@@ -105,14 +106,13 @@ def move(
         ModelMismatch: ... and it was made for another model.
         BankMoved: a namespace went to a third place.
         StorageError: a chain is broken, a store refused, or the copy is not what was copied. The source goes on.
-        VaultLocked: the bank is encrypted, and the target was opened without a key.
+        VaultLocked: the bank is encrypted, and the target was opened without its master key.
     """
     tell: Observer = observe or (lambda _name, _detail: None)
     here, there = place(source.database), place(target.database)
     _check_apart(source.database, target.database)
     plan = _plan(source.database, target.database, here, there)
-    if encrypted(source.database) and isinstance(target.vault, PlainVault):
-        raise VaultLocked("the bank is encrypted, and the target has no key: name the same key in its profile")
+    _check_key(source.database, target.vault, plan.names)
     rows = counts(source.database.read, plan.names)
     if dry_run:
         tensors = TensorCopy(source.tensors, target.tensors, plan.names, lambda *_: None).count(source.database.read)
@@ -298,6 +298,15 @@ def _hold(database: Database, session: Session) -> None:
             if getattr(error.orig, "sqlstate", None) != "55P03" or time.monotonic() > until:
                 raise
         time.sleep(_LOCK_MS / 1000)
+
+
+def _check_key(source: Database, vault: Vault, names: Collection[str]) -> None:
+    """The keys of namespaces are copied as they are wrapped, so the target's master key has to open them."""
+    if encrypted(source) and isinstance(vault, PlainVault):
+        raise VaultLocked("the bank is encrypted, and the target has no key: name the same key in its profile")
+    if isinstance(vault, EncryptedVault):
+        for name in names:
+            load_ring(source, name, vault.masters)
 
 
 def _check_apart(source: Database, target: Database) -> None:
