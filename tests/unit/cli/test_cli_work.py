@@ -76,9 +76,9 @@ def test_unusable_questions(elm: Elm, question: str, message: str) -> None:
     assert_one_sentence(elm("ask", question), 2, message)
 
 
-def test_an_unknown_model(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    words = ("ask", "What is 6 times 7?", "--model", "./no-such-model", "--home", "h")
+def test_an_unknown_model(elm: Elm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the folder, too, is the one of the tests again
+    words = ("ask", "What is 6 times 7?", "--model", "./no-such-model", "--home", tmp_path / "h")
     assert_one_sentence(elm(*words), 5, "no-such-model")
     assert error_of(elm(*words, "--json"))["type"] == "ModelUnavailable"
 
