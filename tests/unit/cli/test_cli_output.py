@@ -19,7 +19,7 @@ def test_records_become_plain_values() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     value = {"hits": (Hit("mem_1", 0.5),), "route": Route.MEMORY, "when": moment, "where": Path("a/b"), 7: None}
     assert plain(value) == {
-        "hits": [{"memory_id": "mem_1", "similarity": 0.5}],
+        "hits": [{"memory_id": "mem_1", "similarity": 0.5, "namespace": ""}],
         "route": "memory",
         "when": "2026-01-02T03:04:05+00:00",
         "where": "a/b",
