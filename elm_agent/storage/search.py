@@ -53,9 +53,7 @@ class Search:
         self._durable_feed = DurableFeed(database, durable) if durable is not None else None
         self._choice = choice
         self._exact_limit = exact_limit
-        self._counted: dict[
-            str, tuple[int, int]
-        ] = {}  # namespace: (revision, what was counted then)
+        self._counted: dict[str, tuple[int, int]] = {}  # namespace: (revision, what was counted then)
         self._warned: dict[str, str] = {}
         self._lock = threading.Lock()
 
