@@ -16,15 +16,15 @@ from dataclasses import asdict
 
 import torch
 
-from elm_agent.errors import InputError, JobCancelled, TaskError, TrainingError
+from elm_agent.errors import InputError, JobCancelled, TrainingError
 from elm_agent.models.decoding import Row, decode
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
 from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
-from elm_agent.tasks.votes import majority
 from elm_agent.training import numerics
+from elm_agent.training.judging import judge
 
 
 class GrpoTrainer:
@@ -68,7 +68,7 @@ class GrpoTrainer:
                 rows = sample_group(network, prefix, last_id, self.model.end_ids, recipe, seed=seed, step=step)
             seconds_rollout = time.perf_counter() - tick
             # 2b. Votes are the rewards: 1 for the most common answer's class, else 0.
-            group, answer, share = self._judge(rows, step)
+            group, answer, share = judge(self.model, self.task, rows, step)
             # 2c. Advantages against the group's mean.
             advantages_G = numerics.group_advantages([rollout.reward for rollout in group])
             # 2d, 2e. One clipped policy-gradient step on the memory alone.
@@ -115,29 +115,6 @@ class GrpoTrainer:
         with self.model.training(), torch.no_grad():
             start = [text_TE] if recipe.kl_reference == "base" else [prompt_VE.to(network.dtype), text_TE]
             return network.read([torch.cat(start)])[0]
-
-    def _judge(self, rows: Sequence[Row], step: int) -> tuple[list[Rollout], str | None, float]:
-        """Texts, answers and majority-vote rewards of a group, the majority answer and its share of the group."""
-        texts = [self.model.decode_text(row.tokens) for row in rows]
-        answers, failures = zip(*(_extract(self.task, text) for text in texts), strict=True)
-        if all(failures):
-            raise TrainingError(f"step {step + 1}: no answer of {len(rows)} could be extracted: {failures[0]}")
-        vote = majority(answers, self.task.equivalent)
-        group = [
-            Rollout(
-                step=step,
-                index=index,
-                seed=row.seed,
-                text=texts[index],
-                answer=answers[index],
-                reward=None if failures[index] else vote.rewards_G[index],
-                tokens=len(row.tokens),
-                finished=row.finished,
-                failure=failures[index] or vote.failures.get(index),
-            )
-            for index, row in enumerate(rows)
-        ]
-        return group, vote.answer, vote.share
 
 
 def rollout_seed(seed: int, step: int, index: int) -> int:
@@ -225,13 +202,6 @@ def completions(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[to
     tokens_GT = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
     lengths_G = torch.tensor([len(row) for row in rows], device=device)
     return tokens_GT, torch.arange(longest, device=device)[None, :] < lengths_G[:, None]
-
-
-def _extract(task: Task, text: str) -> tuple[str | None, str | None]:
-    try:
-        return task.extract(text), None
-    except TaskError as error:
-        return None, str(error) or type(error).__name__
 
 
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:
