@@ -192,12 +192,24 @@ class TensorStore(Protocol):
         """
         ...
 
-    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:
-        """Remove, this machine's cached copy too; False when it was not there, or was stored (again) less than
-        ``older_than_seconds`` ago.
+    def delete(
+        self,
+        namespace: str,
+        digest: str,
+        *,
+        older_than_seconds: float | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Remove, this machine's cached copy too; False when it was not there, was stored (again) less than
+        ``older_than_seconds`` ago, or ``unless()``, asked at the last moment, says that it is to stay.
 
-        Look and removal are one step: what a concurrent ``put`` renews is never removed by it.
+        Look and removal are one step: no ``put`` of the same bytes ends in between, so what a concurrent one renews
+        is never removed by it.
         """
+        ...
+
+    def keeps_deleted(self) -> str | None:
+        """Why what was deleted may still be there, in one sentence; None where it is gone."""
         ...
 
     def age(self, namespace: str, digest: str) -> float:

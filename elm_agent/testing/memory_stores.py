@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -49,15 +49,27 @@ class MemoryTensors:
             raise TensorCorrupt(f"tensor {digest[:19]}… was altered; run `elm-agent doctor --repair`")
         return data
 
-    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:
+    def delete(
+        self,
+        namespace: str,
+        digest: str,
+        *,
+        older_than_seconds: float | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> bool:
         name = _checked(namespace, digest)
         with self._lock:
             if name not in self.data:
                 return False
             if older_than_seconds is not None and time.monotonic() - self._stored[name] < older_than_seconds:
                 return False
+            if unless is not None and unless():
+                return False
             del self.data[name], self._stored[name]
             return True
+
+    def keeps_deleted(self) -> str | None:
+        return None
 
     def age(self, namespace: str, digest: str) -> float:
         name = _checked(namespace, digest)

@@ -11,7 +11,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -85,8 +85,16 @@ class LocalTensors:
             raise missing(digest, str(path)) from None
         return checked_bytes(data, digest, str(path))
 
-    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:
-        """Remove; False when it was not there, or was stored (again) less than ``older_than_seconds`` ago."""
+    def delete(
+        self,
+        namespace: str,
+        digest: str,
+        *,
+        older_than_seconds: float | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Remove; False when it was not there, was stored (again) less than ``older_than_seconds`` ago, or is to stay
+        by what ``unless`` says, asked under the folder's lock, without which no ``put`` ends."""
         path = self.path(namespace, digest)
         if not path.exists():
             return False
@@ -94,11 +102,17 @@ class LocalTensors:
             try:
                 if older_than_seconds is not None and age_of(path) < older_than_seconds:
                     return False
+                if unless is not None and unless():
+                    return False
                 path.unlink()
             except FileNotFoundError:
                 return False
             sync_folder(path.parent)  # a purge says that it is gone: it must not be back after a power cut
         return True
+
+    def keeps_deleted(self) -> str | None:
+        """None: what the disk itself keeps, and its backups, are its owner's matter."""
+        return None
 
     def age(self, namespace: str, digest: str) -> float:
         """Seconds since the bytes were last stored. Raises ``TensorMissing``."""

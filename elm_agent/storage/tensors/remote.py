@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from elm_agent.errors import ElmError, StorageError
+from elm_agent.errors import ElmError, StorageError, StoreBusy
 from elm_agent.protocols import Observer, TensorCapability
 from elm_agent.storage.tensors.cache import TensorCache
 from elm_agent.storage.tensors.names import (
@@ -28,6 +28,7 @@ from elm_agent.storage.tensors.names import (
     namespace_of,
 )
 from elm_agent.storage.tensors.urls import advice_on, open_file_system, redacted
+from elm_agent.storage.tensors.versions import versions_kept
 
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "memory"})  # writes are atomic
 _PREFIX_LISTS = frozenset({"s3", "s3a", "gs", "gcs"})  # they can list by the beginning of a name
@@ -99,26 +100,37 @@ class FsspecTensors:
             self.cache.add(namespace, digest, data)
         return data
 
-    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:
-        """Remove here and in this machine's cache; False when it was not there or is too young.
+    def delete(
+        self,
+        namespace: str,
+        digest: str,
+        *,
+        older_than_seconds: float | None = None,
+        unless: Callable[[], bool] | None = None,
+    ) -> bool:
+        """Remove here and in this machine's cache; False when it was not there, is too young, or is to stay.
 
         Copies in the caches of other machines go when they are too old for the cache, or by ``forget`` there.
 
-        No server has "delete if still old", so a careful deletion first leaves a mark, then looks at the age again;
-        a ``put`` looks for marks after its write, waits until there is none, and writes again what went meanwhile.
+        No server has "delete if", so a careful deletion first leaves a mark, then asks; a ``put`` looks for marks
+        after its write, waits until there is none, and writes again what went meanwhile.
         """
         path = self._path(namespace, digest)
         self.forget(namespace, digest)
         with self._explained(f"tensor {digest[:19]}… could not be deleted"):
             try:
-                if older_than_seconds is None:
-                    self._fs.modified(path)  # an object store is silent about what was not there
+                young = self._age(path) < (older_than_seconds or 0.0)  # a store is silent about what was not there
+                if older_than_seconds is None and unless is None:
                     self._fs.rm_file(path)
                     return True
-                return self._age(path) >= older_than_seconds and self._delete_marked(path, older_than_seconds)
+                return not young and self._delete_marked(path, older_than_seconds or 0.0, unless)
             except FileNotFoundError as error:
                 self._check_bucket(error)
                 return False
+
+    def keeps_deleted(self) -> str | None:
+        """Whether the bucket of an S3 store has versions, as the server says. Other stores are not asked."""
+        return versions_kept(self._fs, self._root, self._place) if self._scheme in ("s3", "s3a") else None
 
     def forget(self, namespace: str, digest: str) -> bool:
         """Remove this machine's cached copy; whether there was one."""
@@ -194,12 +206,17 @@ class FsspecTensors:
             time.sleep(0.1)
         return bool(self._fs.exists(path))  # asked after the marks are gone: no deletion is under way any more
 
-    def _delete_marked(self, path: str, older_than_seconds: float) -> bool:
+    def _delete_marked(self, path: str, older_than_seconds: float, unless: Callable[[], bool] | None) -> bool:
         mark, began = f"{path.removesuffix('.safetensors')}.{secrets.token_hex(6)}.doomed", time.monotonic()
         self._fs.pipe_file(mark, b"")
         try:
-            if self._age(path) < older_than_seconds or time.monotonic() - began > _DELETE_WITHIN:
+            if self._age(path) < older_than_seconds or (unless is not None and unless()):
                 return False
+            if time.monotonic() - began > _DELETE_WITHIN:
+                raise StoreBusy(
+                    f"a deletion at {self._place} was held up for over {_DELETE_WITHIN:g} s and given up, for its mark "
+                    "may no longer hold: run the same command again"
+                )
             self._fs.rm_file(path)
         finally:
             with suppress(FileNotFoundError):  # a sweep took it
