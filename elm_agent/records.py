@@ -160,10 +160,15 @@ class Recipe:
     kv_heads: str = "mean"
     min_vote_share: float = 0.0  # the gate: below this final vote share a memory stays a candidate
     seed: int = 0
+    trainer: str = "native"  # who ran the loop: this library, or "trl"
 
     @property
     def id(self) -> str:
-        return digest_of(asdict(self))
+        """A digest of every field; ``trainer`` is younger than the first banks and counts when it is not theirs."""
+        values = asdict(self)
+        if self.trainer == "native":
+            del values["trainer"]
+        return digest_of(values)
 
 
 # --- generation ---------------------------------------------------------------------------------------------

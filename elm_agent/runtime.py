@@ -265,7 +265,7 @@ def open_runtime(
             model = _load_model(settings, opened, progress)
         _check_model(settings, model)
         task = _task(settings) if task is None or isinstance(task, str) else task
-        trainer_for, tasks = _trainers(model, task, trainer)
+        trainer_for, tasks = _trainers(settings, model, task, trainer)
         judge = _verifier(settings, model, task, verifier)
         bank.bind(settings.namespace, model.fingerprint)
         _check_shared(settings, bank, model)
@@ -429,10 +429,14 @@ def _verifier(settings: Settings, model: LanguageModel, task: Task, given: Verif
 
 
 def _trainers(
-    model: LanguageModel, task: Task, given: Trainer | None
+    settings: Settings, model: LanguageModel, task: Task, given: Trainer | None
 ) -> tuple[Callable[[str], Trainer], frozenset[str]]:
     """The trainer of a job's task, and the tasks that it knows: the queue may hold jobs of others."""
     if given is not None:
+        if settings.learning.trainer != "native":
+            raise SettingsError(
+                f"trainer= is given, and learning.trainer is {settings.learning.trainer!r}: leave one of them out"
+            )
 
         def only(name: str) -> Trainer:
             if name != task.name:
@@ -443,15 +447,16 @@ def _trainers(
 
     from elm_agent.models.engine import LocalModel
     from elm_agent.tasks import get_task, task_names
-    from elm_agent.training import GrpoTrainer
+    from elm_agent.training import RecipeTrainer
 
     if not isinstance(model, LocalModel):
         raise SettingsError(f"model= is a {type(model).__name__}, which only trainer= can train: give one too")
 
-    def native(name: str) -> Trainer:
-        return GrpoTrainer(model, task if name == task.name else get_task(name))
+    def by_recipe(name: str) -> RecipeTrainer:
+        return RecipeTrainer(model, task if name == task.name else get_task(name))
 
-    return native, task_names() | {task.name}
+    by_recipe(task.name).named(settings.learning.trainer)  # a missing package is told now, not by the first job
+    return by_recipe, task_names() | {task.name}
 
 
 def _worker(

@@ -50,6 +50,9 @@ class LearningSettings(_Section):
         0.0, ge=0, le=1, description="gate: final vote share below which a memory stays a candidate"
     )
     seed: int = Field(0, ge=0, description="base seed; each memory derives its own")
+    trainer: Literal["native", "trl"] = Field(
+        "native", description="this library's loop, or the reference: TRL and PEFT (`pip install 'elm-agent[trl]'`)"
+    )
 
     def recipe(self) -> Recipe:
         """The frozen record of these settings that is stored with every memory."""

@@ -256,7 +256,8 @@ def _tell(options: Shared, memory: MemoryRecord) -> None:
         "vote share": f"{memory.final_vote_share:.3f} at the last step",
         "prompt": f"{memory.virtual_tokens} x {memory.width}, {memory.tensor_digest}",
         "model": f"{memory.model.name} ({memory.model.id})",
-        "recipe": f"{recipe.parameterisation}, {recipe.objective}, {recipe.steps} x {recipe.rollouts} rollouts",
+        "recipe": f"{recipe.parameterisation}, {recipe.objective}, {recipe.steps} x {recipe.rollouts} rollouts, "
+        f"trainer {recipe.trainer}",
         "from": memory.origin if memory.subject is None else f"{memory.origin}, subject {memory.subject}",
         "valid until": None if memory.valid_until is None else f"{when(memory.valid_until)} UTC",
         "made by": f"elm_agent {memory.library_version}, job {memory.job_id}",

@@ -3,6 +3,7 @@
 Knows the model's network; knows nothing of stores, jobs or routes.
 """
 
+from elm_agent.training.choice import RecipeTrainer
 from elm_agent.training.grpo import GrpoTrainer
 
-__all__ = ["GrpoTrainer"]
+__all__ = ["GrpoTrainer", "RecipeTrainer"]

@@ -16,7 +16,7 @@ from dataclasses import asdict
 
 import torch
 
-from elm_agent.errors import InputError, JobCancelled, TrainingError
+from elm_agent.errors import JobCancelled, TrainingError
 from elm_agent.models.decoding import Row, decode
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
@@ -24,6 +24,7 @@ from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
+from elm_agent.training.checks import refuse_others, refuse_too_long
 from elm_agent.training.judging import judge
 
 
@@ -206,14 +207,11 @@ def completions(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[to
 
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:
     """Raise ``InputError`` for what this trainer cannot do, or could do and not keep: before the first step."""
-    known = {"parameterisation": "soft_prompt", "objective": "grpo_majority", "kv_heads": model.kv_heads}
-    for name, value in known.items():
-        if getattr(recipe, name) != value:
-            raise InputError(f"recipe: {name} is {getattr(recipe, name)!r}; this trainer knows {value!r}")
-    positions = recipe.virtual_tokens + prompt_length + recipe.max_new_tokens
-    if positions > model.context_length:
-        raise InputError(
-            f"learning from this question takes {positions} positions ({recipe.virtual_tokens} soft, {prompt_length} "
-            f"of the question, {recipe.max_new_tokens} new), more than the model's context of "
-            f"{model.context_length}: lower `learning.max_new_tokens`"
-        )
+    known = {
+        "trainer": "native",
+        "parameterisation": "soft_prompt",
+        "objective": "grpo_majority",
+        "kv_heads": model.kv_heads,
+    }
+    refuse_others(recipe, known)
+    refuse_too_long(recipe, model, prompt_length)

@@ -15,7 +15,7 @@ from elm_agent.records import Candidate
 from elm_agent.tasks import get_task
 from elm_agent.testing.doubles import FakeModel, FakeTrainer, FixedVerifier
 from elm_agent.testing.tiny import write_tiny_model
-from elm_agent.training import GrpoTrainer
+from elm_agent.training import RecipeTrainer
 
 
 class Nameless:
@@ -147,7 +147,7 @@ def test_a_real_model_end_to_end(tmp_path: Path) -> None:
     learning = {"steps": 1, "rollouts": 2, "max_new_tokens": 4, "virtual_tokens": 4}
     settings = Settings(model=folder, home=tmp_path, task="text", learning=learning, retrieval={"key": "kv"})
     with open_runtime(settings, worker={"mode": "external"}) as runtime:
-        assert isinstance(runtime.trainer, GrpoTrainer)
+        assert isinstance(runtime.trainer, RecipeTrainer)
         fingerprint = runtime.model.fingerprint.id
         for task in ("text", "somebodys_own"):
             runtime.bank.jobs.enqueue("default", task, task=task, model_id=fingerprint, recipe=runtime.recipe)

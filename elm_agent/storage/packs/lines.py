@@ -82,6 +82,7 @@ class RecipeLine(_Strict):
     kv_heads: Word
     min_vote_share: Share
     seed: Long
+    trainer: Word = "native"  # packs of before do not say
 
     def recipe(self) -> Recipe:
         return Recipe(**self.model_dump())
