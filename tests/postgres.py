@@ -51,13 +51,14 @@ def temporary_cluster(binaries: Path | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """The URL of a new empty database on the server; dropped afterwards."""
+def fresh_database(server_url: str, *, template: str | None = None) -> Iterator[str]:
+    """The URL of a new empty database on the server, or of a copy of the one at ``template``; dropped afterwards."""
     name = f"elm_test_{secrets.token_hex(6)}"
     engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
     try:
         with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
+            copied = f" TEMPLATE {make_url(template).database}" if template else ""
+            connection.execute(text(f"CREATE DATABASE {name}{copied}"))
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
         with engine.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))

@@ -1,93 +1,76 @@
 """Random histories of a bank on every back end, beside plain dictionaries.
 
-ELM_STEPS=10000 runs that many steps on each; a few hundred otherwise.
+    TMPDIR=/dev/shm ELM_STEPS=10000 ELM_SEED=1 pytest -s tests/stateful
+
+runs that many steps on each back end, and prints how many it were, of which kind, and how long they took.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+import time
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from bank_beside_model import Steps
+from bank_places import BACK_ENDS, BackEnd, Places
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
-from model_bank import NAMES, ModelBank, Steps
-from postgres import fresh_database
+from job_rules import JobRules
+from memory_rules import MemoryRules
+from whole_rules import WholeRules
 
-from elm_agent.storage.bank import Bank
-from elm_agent.storage.indexes.chroma import ChromaIndex
-from elm_agent.storage.indexes.exact import ExactIndex
-from elm_agent.storage.sql.database import Database
-from elm_agent.storage.tensors.local import LocalTensors
-from elm_agent.storage.vault.opening import open_vault
-
-STEPS = int(os.environ.get("ELM_STEPS", "150"))
-LENGTH = 50  # steps of one history
-MEMORY = Path("/dev/shm")
-
-Opener = Callable[[], Bank]
+STEPS = int(os.environ.get("ELM_STEPS", "90"))
+SEED = int(os.environ.get("ELM_SEED", "0"))
+MANY = STEPS > 1000
+LENGTH = 100 if MANY else 50  # steps of one history
 
 
-def exact(url: str, home: Path) -> Bank:
-    exact = ExactIndex(home / "index", keep_above=3)
-    return Bank(Database.open(url), LocalTensors(home / "tensors"), index="exact", exact=exact, shared=NAMES)
+class Histories(JobRules, MemoryRules, WholeRules):
+    """Every rule."""
 
 
-def chroma(url: str, home: Path) -> Bank:
-    durable = ChromaIndex(home / "chroma")
-    return Bank(Database.open(url), LocalTensors(home / "tensors"), index="durable", durable=durable, shared=NAMES)
+def _marks(back_end: BackEnd) -> list[pytest.MarkDecorator]:
+    marked = {"postgres": pytest.mark.postgres, "s3": pytest.mark.s3}
+    return [mark for name, mark in marked.items() if name in (back_end.database, back_end.tensors)]
 
 
-def sealed(url: str, home: Path) -> Bank:
-    database = Database.open(url)
-    vault = open_vault(database, function=lambda: b"k" * 32)
-    return Bank(database, LocalTensors(home / "tensors"), index="exact", vault=vault, shared=NAMES)
-
-
-BACK_ENDS = {"exact": exact, "chroma": chroma, "sealed": sealed}
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def new_place(request: pytest.FixtureRequest) -> Iterator[Callable[[], tuple[str, Path, Callable[[], None]]]]:
-    """A new empty place for each history: database URL, folder, and what takes both away again."""
-    server = request.getfixturevalue("postgres_server") if request.param == "postgres" else None
-    with ExitStack() as all_of_them:
-
-        def make() -> tuple[str, Path, Callable[[], None]]:
-            one = all_of_them.enter_context(ExitStack())
-            home = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
-            one.callback(shutil.rmtree, home)
-            url = one.enter_context(fresh_database(server)) if server else f"sqlite:///{home / 'bank.sqlite'}"
-            return url, home, one.close
-
-        yield make
+@pytest.fixture(params=[pytest.param(one, id=str(one), marks=_marks(one)) for one in BACK_ENDS])
+def places(request: pytest.FixtureRequest) -> Iterator[Places]:
+    made = Places(request.param, request)
+    yield made
+    made.close()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * 3600)
-@pytest.mark.parametrize("index", BACK_ENDS)
-def test_a_bank_is_its_model(new_place: Callable[[], tuple[str, Path, Callable[[], None]]], index: str) -> None:
-    counted, wanted = Steps(), STEPS if index != "chroma" or STEPS > 1000 else 50
+def test_a_bank_is_its_model(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
+    first = SEED + 1000 * BACK_ENDS.index(places.back_end)  # other histories on each
+    steps, began, number = Steps(), time.monotonic(), first
+    while steps.done < STEPS:
 
-    def machine() -> ModelBank:
-        url, home, close = new_place()
-        return ModelBank(lambda: BACK_ENDS[index](url, home), counted, close)
+        def machine() -> Histories:
+            return Histories(places.new(), steps)
 
-    phases = (Phase.generate,) if STEPS > 1000 else (Phase.generate, Phase.shrink)
-    while counted.done < wanted:
+        seed(number)(machine)
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=max(1, (wanted - counted.done) // LENGTH),
+                max_examples=max(1, (STEPS - steps.done) // LENGTH),
                 stateful_step_count=LENGTH,
                 deadline=None,
                 database=None,
-                phases=phases,
+                phases=(Phase.generate,) if MANY else (Phase.generate, Phase.shrink),
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    print(f"{index}: {counted.done} steps")
+        number += 1
+    seconds = time.monotonic() - began
+    with capsys.disabled():
+        print(
+            f"\n{places.back_end}, seeds {first} to {number - 1}: {steps.done} steps in {steps.histories} histories"
+        )
+        print(f"  {seconds:.0f} s, {1000 * seconds / steps.done:.1f} ms a step, {steps.compared} full comparisons")
+        if MANY:
+            for rule, count in [*steps.of.most_common(), ("(comparing everything)", steps.compared)]:
+                print(f"  {rule:24} {count:6} {1000 * steps.seconds[rule] / max(1, count):8.1f} ms each")
