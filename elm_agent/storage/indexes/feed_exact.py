@@ -37,17 +37,19 @@ class ExactFeed:
         """Afterwards everything that was committed before the call is in the index."""
         with self._lock:
             with self._database.read() as session:
-                newest = revision_of(session, namespace)  # read first: what is loaded may be newer, never older
-                if self._seen.get((namespace, kind)) == newest:
-                    return
-                origin = _origin(session, namespace, newest)
-                advanced = self._advance(session, namespace, kind, newest)
-            if not advanced:  # outside: a read within a read waits for a writer of SQLite, which waits for the outer
-                self._load(namespace, kind, Mark(newest, origin))
-            self._seen[namespace, kind] = newest
-            mark = Mark(newest, origin) if self._index.due(namespace, kind) else None
-        if mark is not None:
-            self._keep(namespace, kind, mark)
+                newest = _newest(session, namespace)  # read first: what is loaded may be newer, never older
+                floor = floor_of(session, namespace)
+            seen = self._seen.get((namespace, kind))
+            if seen == newest.revision:
+                return
+            if seen is None or seen < floor:
+                seen = self._restored(namespace, kind)
+            if seen is None or not self._advanced(namespace, kind, seen, newest.revision):
+                self._load(namespace, kind, newest)
+            self._seen[namespace, kind] = newest.revision
+            due = self._index.due(namespace, kind)
+        if due:
+            self._keep(namespace, kind, newest)
 
     def scrub(self, namespace: str) -> None:
         """Let no snapshot on this machine hold a deleted key; to be called when the deletion is committed."""
@@ -56,25 +58,15 @@ class ExactFeed:
             for kind in KeyKind:
                 self._seen.pop((namespace, kind), None)
 
-    def _advance(self, session: Session, namespace: str, kind: KeyKind, newest: int) -> bool:
-        """Bring the index up to date by the outbox; False when it has to be loaded from nothing."""
-        floor = floor_of(session, namespace)
-        seen = self._seen.get((namespace, kind))
-        if seen is None or seen < floor:
-            seen = self._restored(session, namespace, kind, floor)
-        if seen is not None:
-            for start in range(seen, newest, BATCH):
-                changes = changes_between(session, namespace, kind, start, min(start + BATCH, newest))
-                if _purged(session, namespace, changes.delete):
-                    seen = None
-                    break
-                self._index.apply(namespace, kind, changes.upsert, changes.delete)
-        return seen is not None
+    def _restored(self, namespace: str, kind: KeyKind) -> int | None:
+        """The revision of the snapshot that the index has begun with. No transaction is open while files are read."""
 
-    def _restored(self, session: Session, namespace: str, kind: KeyKind, floor: int) -> int | None:
         def trusted(mark: Mark) -> bool:
             """Of this history of this bank, and not so old that the outbox cannot bring it up to date."""
-            return mark.revision >= floor and mark.origin == _origin(session, namespace, mark.revision)
+            with self._database.read() as session:
+                return mark.revision >= floor_of(session, namespace) and mark == _mark_at(
+                    session, namespace, mark.revision
+                )
 
         try:
             mark = self._index.restore(namespace, kind, trusted)
@@ -82,6 +74,21 @@ class ExactFeed:
             _log.warning("namespace %s: %s. The keys are read from the database", namespace, error)
             return None
         return mark.revision if mark is not None else None
+
+    def _advanced(self, namespace: str, kind: KeyKind, seen: int, newest: int) -> bool:
+        """Bring the index up to date by the outbox; False when it has to be loaded from nothing.
+
+        In short reads, each of which looks again whether the outbox still holds what comes next.
+        """
+        for start in range(seen, newest, BATCH):
+            with self._database.read() as session:
+                if start < floor_of(session, namespace):
+                    return False
+                changes = changes_between(session, namespace, kind, start, min(start + BATCH, newest))
+                if _purged(session, namespace, changes.delete):
+                    return False
+            self._index.apply(namespace, kind, changes.upsert, changes.delete)
+        return True
 
     def _load(self, namespace: str, kind: KeyKind, newest: Mark) -> None:
         """From nothing. A snapshot of before a purge, of whatever process, may hold the purged key: it goes."""
@@ -109,10 +116,14 @@ class ExactFeed:
             _log.warning("namespace %s: %s", namespace, error)
 
 
-def _origin(session: Session, namespace: str, revision: int) -> str:
-    """What tells this history from another with the same revision: the digest of the event that made it."""
+def _newest(session: Session, namespace: str) -> Mark:
+    return _mark_at(session, namespace, revision_of(session, namespace))
+
+
+def _mark_at(session: Session, namespace: str, revision: int) -> Mark:
+    """The digest of the event that made it tells this history from another with the same revision."""
     query = select(EventRow.digest).where(EventRow.namespace == namespace, EventRow.revision == revision)
-    return session.scalar(query) or "none"
+    return Mark(revision, session.scalar(query) or "none")
 
 
 def _purged(session: Session, namespace: str, memory_ids: list[str]) -> bool:

@@ -25,7 +25,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from elm_agent.errors import StorageError
+from elm_agent.errors import ElmError, StorageError
 from elm_agent.records import KeyKind
 
 FORMAT = 1
@@ -56,19 +56,21 @@ class Snapshots:
         self.folder = Path(folder).absolute()
 
     def newest(self, namespace: str, kind: KeyKind, trusted: Callable[[Mark], bool]) -> Snapshot | None:
-        """The newest whole snapshot whose mark is ``trusted``. Damaged ones are deleted."""
+        """The newest whole snapshot whose mark is ``trusted``, asked before its keys are read. Damaged ones go."""
         for path in reversed(_listed(self._place(namespace, kind))):
             try:
-                snapshot = _read(path, namespace, kind)
+                about = _about(path)
+                if not trusted(_mark(about)):
+                    continue
+                return _read(path, about, namespace, kind)
             except FileNotFoundError:  # a younger one has just taken its place, or a scrub took it away
                 continue
+            except ElmError:  # the bank could not be asked
+                raise
             except OSError as error:
                 raise StorageError(f"the snapshot {path} cannot be read: {error.strerror}; delete it") from error
             except Exception:  # noqa: BLE001 - damaged bytes can raise anything, and all of it means the same
                 shutil.rmtree(path, ignore_errors=True)  # another process may be deleting it too
-                continue
-            if trusted(snapshot.mark):
-                return snapshot
         return None
 
     def write(
@@ -105,7 +107,7 @@ class Snapshots:
                 for path in _listed(place):
                     if path != final:
                         shutil.rmtree(path, ignore_errors=True)  # the next writer tries again
-                return _read(final, namespace, kind)
+                return _read(final, _about(final), namespace, kind)
         except OSError as error:
             raise StorageError(f"a snapshot of keys cannot be written in {place}: {error}") from error
 
@@ -113,9 +115,9 @@ class Snapshots:
         """Every snapshot, and whether it is whole; with ``repair`` those that are not are deleted."""
         for path in sorted(path for path in self.folder.glob("*/*/*") if _NAME.fullmatch(path.name)):
             try:
-                about = json.loads((path / "about.json").read_bytes())
+                about = _about(path)
                 namespace, kind = about["namespace"], KeyKind(path.parent.name)
-                _read(path, namespace, kind)
+                _read(path, about, namespace, kind)
                 whole = path.parent == self._place(namespace, kind)
             except FileNotFoundError:
                 whole = not path.exists()  # a younger one has just taken its place
@@ -197,16 +199,26 @@ def _write(
     _sync_folder(folder)
 
 
-def _read(folder: Path, namespace: str, kind: KeyKind) -> Snapshot:
+def _about(folder: Path) -> dict[str, Any]:
+    """All but the keys. Raises whatever damage leads to."""
+    about: dict[str, Any] = json.loads((folder / "about.json").read_bytes())
+    return about
+
+
+def _mark(about: dict[str, Any]) -> Mark:
+    return Mark(int(about["revision"]), str(about["origin"]))
+
+
+def _read(folder: Path, about: dict[str, Any], namespace: str, kind: KeyKind) -> Snapshot:
     """Raises whatever the damage leads to for anything that is not what was written."""
-    about = json.loads((folder / "about.json").read_bytes())
+    about = dict(about)
     keys = np.load(folder / "keys.npy", mmap_mode="r", allow_pickle=False)
     checksum, ids = about.pop("crc32"), about["ids"]
     if (about["format"], about["namespace"], about["kind"]) != (FORMAT, namespace, kind.value):
         raise ValueError("another format, namespace or kind")
     if keys.dtype != np.dtype("<f4") or keys.ndim != 2 or len(keys) != len(ids) or _checksum(about, keys) != checksum:
         raise ValueError("the keys are not those that were written")
-    return Snapshot(Mark(int(about["revision"]), str(about["origin"])), ids, keys)
+    return Snapshot(_mark(about), ids, keys)
 
 
 def _checksum(about: dict[str, Any], keys: NDArray[np.float32]) -> int:

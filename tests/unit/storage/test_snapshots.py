@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import text
 
 from elm_agent.records import KeyKind, MemoryState
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.indexes import snapshots as snapshot_files
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.indexes.snapshots import Mark, Snapshots, folder_name
 from elm_agent.storage.sql.database import Database
@@ -150,6 +152,47 @@ def test_a_snapshot_from_before_the_outbox_floor_is_not_trusted(reopened: Open) 
         session.execute(text("DELETE FROM outbox"))
         session.execute(text("UPDATE namespaces SET outbox_floor = revision"))
     assert sorted(found(bank)) == sorted(found(reopened())) == sorted([first.id, second.id])
+
+
+def test_nobody_waits_while_a_snapshot_is_read(
+    reopened: Open, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = reopened()
+    first = learner(bank)("a", X)
+    assert found(bank) == [first.id]
+    impatient = Database.open(database_url, busy_seconds=0.5)
+    read = snapshot_files._read
+    steps: list[str] = []
+
+    def write_meanwhile(folder: Path, *rest: Any) -> Any:
+        steps.append("began")
+        with impatient.write() as session:
+            session.execute(text("UPDATE memories SET task = 'written'"))
+        steps.append("written")
+        return read(folder, *rest)
+
+    monkeypatch.setattr(snapshot_files, "_read", write_meanwhile)
+    assert found(reopened()) == [first.id]
+    assert steps == ["began", "written"]
+    impatient.close()
+
+
+def test_an_outbox_that_is_pruned_while_a_snapshot_is_read(reopened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = reopened()
+    learn = learner(bank)
+    first = learn("a", X)
+    assert found(bank) == [first.id]
+    second = learn("b", Y)
+    read = snapshot_files._read
+
+    def prune_meanwhile(folder: Path, *rest: Any) -> Any:
+        with bank.database.write() as session:
+            session.execute(text("DELETE FROM outbox"))
+            session.execute(text("UPDATE namespaces SET outbox_floor = revision"))
+        return read(folder, *rest)
+
+    monkeypatch.setattr(snapshot_files, "_read", prune_meanwhile)
+    assert found(reopened()) == [first.id, second.id]
 
 
 def test_what_is_purged_leaves_every_snapshot(reopened: Open, tmp_path: Path) -> None:
