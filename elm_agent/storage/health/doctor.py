@@ -196,14 +196,24 @@ class _Visit:
             return
         for finding in found:
             advice = f"quarantined; when it is whole again, `elm-agent memories restore {finding.subject}`"
-            known = finding.kind not in _UNTOUCHED
-            self.findings.append(self._mended(finding, self._quarantine, advice) if known else finding)
+            if finding.kind is FindingKind.WRONG_VALIDITY:
+                finding = self._mended(finding, lambda found: self._put_back(memories, found), "as the ledger has it")
+            elif finding.kind not in _UNTOUCHED:
+                finding = self._mended(finding, self._quarantine, advice)
+            self.findings.append(finding)
 
     def _quarantine(self, finding: Finding) -> None:
         assert finding.namespace is not None
         self.bank.transition(
             finding.namespace, finding.subject, MemoryState.QUARANTINED, actor=ACTOR, reason=finding.problem
         )
+
+    def _put_back(self, memories: MemoryAudit, finding: Finding) -> None:
+        """The horizon that the ledger has, unless it was set anew meanwhile."""
+        assert finding.namespace is not None
+        if memories.again(finding.namespace, finding.subject) == finding:
+            until = memories.horizons[finding.namespace, finding.subject]
+            self.bank.set_validity(finding.namespace, finding.subject, until, actor=ACTOR)
 
     def contents(self) -> None:
         for namespace in self.moved:

@@ -17,6 +17,7 @@ class FindingKind(StrEnum):
     BROKEN_CHAIN = "broken_chain"  # the ledger was edited, or lost events
     FUTURE_EVENT = "future_event"  # written when a clock was ahead, or is
     WRONG_STATE = "wrong_state"  # a memory in another state than the ledger says
+    WRONG_VALIDITY = "wrong_validity"  # valid until another time than the ledger says
     ALTERED_RECORD = "altered_record"  # question, key, prompt or rollouts are not what the ledger bears witness to
     ORPHAN_TENSOR = "orphan_tensor"  # no memory names it, and none is about to
     TEMPORARY_FILE = "temporary_file"  # left by a writer that was killed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from elm_agent.errors import StorageError, TensorCorrupt, TensorMissing, VaultLo
 from elm_agent.protocols import TensorStore
 from elm_agent.records import EventKind, KeyKind, MemoryState
 from elm_agent.storage.health.findings import Finding, FindingKind
-from elm_agent.storage.ledger.proofs import PREFIX, record_proof
+from elm_agent.storage.ledger.proofs import PREFIX, horizon, record_proof
 from elm_agent.storage.sql import rows
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.faults import Damaged
@@ -35,6 +36,7 @@ _BECOMES = {
     EventKind.PURGED: MemoryState.PURGED,
 }
 _PINS = {EventKind.PINNED: True, EventKind.UNPINNED: False}
+_UNKNOWN = "unknown"  # the horizon of what was imported before its event named one
 _MAKES = (EventKind.CREATED, EventKind.IMPORTED)  # their detail may name the state, their note holds the proof
 
 
@@ -47,6 +49,7 @@ class _Facts:
     keys: list[tuple[str, int, bytes]] = field(default_factory=list)
     state: str | None = None  # by the ledger
     pinned: bool = False  # by the ledger
+    valid_until: str | None = None  # by the ledger
     proof: str | None = None  # as stored, perhaps sealed
 
 
@@ -59,6 +62,7 @@ class MemoryAudit:
         self._vault = vault
         self.checked: Counter[str] = Counter()
         self.locked = 0
+        self.horizons: dict[tuple[str, str], datetime | None] = {}  # by the ledger, of memories with another one
 
     def run(self) -> Iterator[list[Finding]]:
         """What is wrong, page by page; at most one finding for each memory."""
@@ -94,11 +98,14 @@ class MemoryAudit:
         if found is None:
             self.checked["memories"] += 1
             return None
-        again = list(self._page(one.memory.namespace, [one.memory.id]))
-        if not again:
-            return None
         self.checked["memories"] += 1
-        return again[0] if isinstance(again[0], Finding) else self._look(again[0])
+        return self.again(one.memory.namespace, one.memory.id)
+
+    def again(self, namespace: str, memory_id: str) -> Finding | None:
+        """What is wrong with one memory now; None also when it is gone."""
+        for one in self._page(namespace, [memory_id]):
+            return one if isinstance(one, Finding) else self._look(one)
+        return None
 
     # --- one memory -------------------------------------------------------------------------------------
 
@@ -110,6 +117,8 @@ class MemoryAudit:
         if facts.state is not None and facts.pinned != memory.pinned:
             problem = f"it is {'' if memory.pinned else 'not '}pinned, the ledger says otherwise"
             return Finding(FindingKind.WRONG_STATE, memory.id, memory.namespace, problem)
+        if (wrong := self._wrong_horizon(facts)) is not None:
+            return wrong
         if memory.state == MemoryState.QUARANTINED:
             return None  # known to be broken
         if (lacking := _incomplete(facts)) is not None:
@@ -129,6 +138,19 @@ class MemoryAudit:
         except StorageError as error:
             kind, problem = FindingKind.UNREADABLE_TENSOR, str(error)
         return Finding(kind, memory.id, memory.namespace, problem.removesuffix("; run `elm-agent doctor --repair`"))
+
+    def _wrong_horizon(self, facts: _Facts) -> Finding | None:
+        memory, known = facts.memory, facts.valid_until
+        if facts.state is None or known == _UNKNOWN or known == horizon(memory.valid_until):
+            return None
+        try:
+            until = None if known is None else datetime.fromisoformat(known).astimezone(UTC)
+        except (ValueError, TypeError):
+            return None  # of an event that was edited, which the chain says
+        self.horizons[memory.namespace, memory.id] = until
+        now = horizon(memory.valid_until)
+        problem = f"its horizon of validity is {now or 'open'}, the ledger says {known or 'open'}"
+        return Finding(FindingKind.WRONG_VALIDITY, memory.id, memory.namespace, problem)
 
     def _tensor(self, memory: MemoryRow) -> bytes:
         """The prompt's own bytes, checked against the record."""
@@ -168,7 +190,7 @@ class MemoryAudit:
         def of(table: Any, column: Any) -> Any:
             return select(table).where(table.namespace == namespace, column.in_(ids))
 
-        kinds = [kind.value for kind in (*_BECOMES, *_PINS)]
+        kinds = [kind.value for kind in (*_BECOMES, *_PINS, EventKind.VALIDITY)]
         events = select(EventRow.memory_id, EventRow.kind, EventRow.detail, EventRow.note).where(
             EventRow.namespace == namespace, EventRow.memory_id.in_(ids), EventRow.kind.in_(kinds)
         )
@@ -192,9 +214,13 @@ def _follow(facts: _Facts, kind: EventKind, detail: dict[str, Any], note: str | 
     if kind in _PINS:
         facts.pinned = _PINS[kind]
         return
+    if kind is EventKind.VALIDITY:
+        facts.valid_until = detail.get("valid_until")
+        return
     facts.state = _BECOMES[kind].value
     if kind in _MAKES:
         facts.state, facts.proof = detail.get("state", facts.state), note
+        facts.valid_until = detail.get("valid_until", _UNKNOWN if kind is EventKind.IMPORTED else None)
 
 
 def _incomplete(facts: _Facts) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from elm_agent.records import Episode, Rollout, StepRecord
@@ -46,6 +47,11 @@ def record_proof(
     # ASCII: a rollout may hold what UTF-8 has no bytes for
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return f"{PREFIX}sha256:{hashlib.sha256(text.encode('ascii')).hexdigest()}"
+
+
+def horizon(valid_until: datetime | None) -> str | None:
+    """``valid_until`` as the detail of an event says it."""
+    return None if valid_until is None else valid_until.astimezone(UTC).isoformat()
 
 
 def _flat(record: StepRecord | Rollout) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from elm_agent.errors import LeaseLost
 from elm_agent.records import EventKind, JobState, KeyKind, MemoryRecord, MemoryState, utcnow
-from elm_agent.softprompt import to_bytes
+from elm_agent.softprompt import SoftPrompt, to_bytes
+from elm_agent.storage.adopt import Adopted
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.health import indexes as audit_index
 from elm_agent.storage.health.doctor import FindingKind, Report, examine
@@ -354,6 +355,42 @@ def test_a_state_that_the_ledger_does_not_know(
     with bank.database.write() as session:
         session.execute(update(MemoryRow).where(MemoryRow.id == pair[0].id).values(columns))
     assert kinds(examine(bank)) == [FindingKind.WRONG_STATE]
+
+
+@pytest.mark.parametrize("known", [None, datetime(2030, 1, 2, 3, 4, 5, 678, tzinfo=UTC)])
+def test_a_horizon_that_the_ledger_does_not_know_is_put_back(
+    bank: Bank, pair: tuple[MemoryRecord, MemoryRecord], known: datetime | None
+) -> None:
+    memory = pair[0].id
+    bank.set_validity("default", memory, known, actor="user")
+    assert examine(bank).clean
+    with bank.database.write() as session:
+        later = datetime(2040, 1, 1, tzinfo=UTC)
+        session.execute(update(MemoryRow).where(MemoryRow.id == memory).values(valid_until=later))
+    mended(bank, FindingKind.WRONG_VALIDITY)
+    now = bank.memory("default", memory)
+    assert (now.valid_until, now.state) == (known, MemoryState.ACTIVE)
+
+
+def test_the_horizon_of_an_imported_memory_is_in_its_event(bank: Bank, learn: Learn) -> None:
+    made = learn("one", unit(1, 0, 0, 0))
+    until = datetime(2030, 1, 2, tzinfo=timezone(timedelta(hours=5)))
+    adopted = Adopted(
+        question="another",
+        task=made.task,
+        prompt=SoftPrompt(torch.ones(2, 4)),
+        keys=bank.keys("default", made.id),
+        model=made.model,
+        recipe=made.recipe,
+        origin="pack:test",
+        valid_until=until,
+    )
+    ((memory_id, _),) = bank.adopt("default", [adopted], actor="user")
+    assert examine(bank).clean
+    with bank.database.write() as session:
+        session.execute(update(MemoryRow).where(MemoryRow.id == memory_id).values(valid_until=None))
+    mended(bank, FindingKind.WRONG_VALIDITY)
+    assert bank.memory("default", memory_id).valid_until == until
 
 
 @pytest.mark.usefixtures("pair")
