@@ -137,7 +137,9 @@ class Selection:
         self, wanted: Wanted, *, newest_first: bool = False, subject: str | None = None
     ) -> Iterator[list[MemoryFacts]]:
         """Pages of at most ``page`` memories, by id; ids are in the order of creation. ``subject``: only theirs."""
-        narrowed = [] if subject is None else [MemoryRow.subject == self._vault.blind(self.namespace, subject)]
+        narrowed = []
+        if subject is not None:  # what was stored before encryption was switched on bears the plain name
+            narrowed.append(MemoryRow.subject.in_({subject, self._vault.blind(self.namespace, subject)}))
         query = select(MemoryRow).where(*self._of, *narrowed, _any_of(wanted)).limit(self._page)
         query = query.order_by(MemoryRow.id.desc() if newest_first else MemoryRow.id)
         last: str | None = None

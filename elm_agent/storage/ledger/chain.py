@@ -181,11 +181,12 @@ def _problem_of_note(event: EventRow, vault: Vault) -> str | None:
         return "half of its note is missing"
     try:
         note = vault.open(event.namespace, event.note)
+        salt = vault.open(event.namespace, event.salt)
     except (VaultLocked, StoreBusy):  # nothing is wrong with the note
         raise
     except StorageError as error:
         return f"its note was altered ({error})"
-    return None if note_digest(event.salt, note) == event.note_digest else "its note was altered"
+    return None if note_digest(salt, note) == event.note_digest else "its note was altered"
 
 
 def _broken(namespace: str, revision: int, problem: str, events: int, head: str) -> ChainReport:

@@ -21,14 +21,16 @@ from elm_agent.storage.ledger.chain import bind_note, link
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.schema import EventRow, KeyRow, MemoryRow, NamespaceRow, OutboxRow, TombstoneRow
 from elm_agent.storage.vault.base import Vault
+from elm_agent.storage.vault.guard import refuse_readable
 
 
-def lock_namespace(session: Session, namespace: str) -> NamespaceRow:
+def lock_namespace(session: Session, namespace: str, *, alone: bool = False) -> NamespaceRow:
     """The namespace's row, held until the transaction ends. Raises ``NotFound``, or ``BankMoved``.
 
     Foreign keys may still point at it (FOR NO KEY UPDATE): queueing a job does not wait for a publication.
+    ``alone``: against them, too; nobody else writes anything into the namespace meanwhile.
     """
-    query = select(NamespaceRow).where(NamespaceRow.name == namespace).with_for_update(key_share=True)
+    query = select(NamespaceRow).where(NamespaceRow.name == namespace).with_for_update(key_share=not alone)
     row = session.scalars(query).first()
     if row is None:
         raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first")
@@ -139,7 +141,7 @@ class Change:
             "actor": self.actor,
             "detail": detail,
             "note": None if text is None else self.vault.seal(row.name, text),
-            "salt": salt,
+            "salt": None if salt is None else self.vault.seal(row.name, salt),  # else a short note could be guessed
             "note_digest": digest,
             "digest": row.head,
             "created_at": self.now,
@@ -159,7 +161,8 @@ class Change:
 
 @contextmanager
 def changing(database: Database, namespace: str, *, actor: str, vault: Vault) -> Iterator[Change]:
-    """One transaction that changes ``namespace``. Raises ``NotFound``, ``BankMoved``."""
+    """One transaction that changes ``namespace``. Raises ``NotFound``, ``BankMoved``, ``VaultLocked``."""
     with database.write() as session:
         row = lock_namespace(session, namespace)
+        refuse_readable(session, vault, namespace)
         yield Change(session, row, actor, database.now(session), vault)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from elm_agent.errors import InputError, LeaseLost, NotFound
@@ -26,9 +26,11 @@ from elm_agent.storage.sql.faults import Refused
 from elm_agent.storage.sql.rows import job_record, sealed_json
 from elm_agent.storage.sql.schema import JobRow
 from elm_agent.storage.vault.base import PlainVault, Vault
+from elm_agent.storage.vault.guard import refuse_readable
 
 _LONGEST_BACKOFF = 86_400.0  # seconds
 _CLOCK_SLACK = timedelta(seconds=1)  # a row this far ahead of the clock was written before the clock went back
+_TURN = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
 _UNFINISHED = JobRow.state.in_((JobState.QUEUED.value, JobState.RUNNING.value))
 
 
@@ -71,11 +73,13 @@ class JobQueue:
             InputError: the question is blank.
             NotFound: the namespace is not in this bank; ``Bank.bind`` makes it.
             BankMoved: the namespace went to another bank.
+            VaultLocked: it was encrypted after the bank had been opened without a key.
         """
         if not question.strip():
             raise InputError("the question is blank: expected some text to learn from")
         vault = self._vault
-        key = vault.blind(namespace, idempotency_key(namespace, question, model_id, recipe.id))
+        plain = idempotency_key(namespace, question, model_id, recipe.id)
+        key = vault.blind(namespace, plain)
         values = {
             "namespace": namespace,
             "id": new_id("job"),
@@ -97,10 +101,15 @@ class JobQueue:
             with self._database.write() as session:
                 now = self._database.now(session)
                 times = {"run_after": now, "created_at": now, "updated_at": now}
-                created = self._database.add_once(session, JobRow, values | times, ["namespace", "idempotency_key"])
+                # what was queued before encryption was switched on bears the plain name, until it is rotated
+                created = not (key != plain and _named(session, namespace, plain)) and self._database.add_once(
+                    session, JobRow, values | times, ["namespace", "idempotency_key"]
+                )
                 check_still_here(session, namespace)
-                same = select(JobRow).where(JobRow.namespace == namespace, JobRow.idempotency_key == key)
-                return job_record(session.scalars(same).one(), vault), created
+                refuse_readable(session, vault, namespace)
+                same = _named(session, namespace, key) or _named(session, namespace, plain)
+                assert same is not None
+                return job_record(same, vault), created
         except Refused:
             raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first") from None
 
@@ -182,7 +191,7 @@ class JobQueue:
         """The next job for ``owner``, or None: highest priority, then oldest; due, or left by a dead worker.
 
         ``model_id``, ``tasks``: only jobs for this model and of these tasks, all others are left to others.
-        A dead worker's job whose attempts are used up becomes failed. Raises ``BankMoved``.
+        A dead worker's job whose attempts are used up becomes failed. Raises ``BankMoved``, ``VaultLocked``.
         """
         wanted = _for(model_id, tasks)
         with self._database.write() as session:
@@ -200,11 +209,12 @@ class JobQueue:
                 row.updated_at = now
                 session.flush()
                 check_still_here(session, row.namespace)
+                refuse_readable(session, self._vault, row.namespace)  # what it learns could not be published
                 return Lease(job_record(row, self._vault), owner, row.fence)
         return None
 
     def heartbeat(self, lease: Lease, *, lease_seconds: float, progress: dict[str, Any] | None = None) -> bool:
-        """Lengthen the lease; True when somebody asked the job to stop. Raises ``LeaseLost``."""
+        """Lengthen the lease; True when somebody asked the job to stop. Raises ``LeaseLost``, ``VaultLocked``."""
         with self._held(lease) as (row, now):
             row.lease_until = now + timedelta(seconds=lease_seconds)
             row.updated_at = now
@@ -246,7 +256,9 @@ class JobQueue:
     @contextmanager
     def _held(self, lease: Lease) -> Iterator[tuple[JobRow, datetime]]:
         with self._database.write() as session:
-            yield fenced(session, lease), self._database.now(session)
+            row = fenced(session, lease)
+            refuse_readable(session, self._vault, row.namespace)
+            yield row, self._database.now(session)
 
     @contextmanager
     def _locked(self, namespace: str, job_id: str) -> Iterator[tuple[JobRow, datetime]]:
@@ -260,16 +272,31 @@ def _for(model_id: str | None, tasks: Collection[str] | None) -> list[Any]:
 
 
 def _next(session: Session, now: datetime, wanted: list[Any]) -> JobRow | None:
-    """The job to take, locked. Only when none is due are rows looked for that a turned-back clock has stranded."""
-    due = and_(JobRow.state == JobState.QUEUED, JobRow.run_after <= now)
-    abandoned = and_(JobRow.state == JobState.RUNNING, JobRow.lease_until < now)
-    query = select(JobRow).where(or_(due, abandoned), *wanted)
-    query = query.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id).limit(1)
-    query = query.with_for_update(skip_locked=True)
-    row = session.scalars(query).first()
+    """The job to take, locked. Only when there is none are rows looked for that a turned-back clock has stranded."""
+    row = _first(session, now, wanted)
     if row is None and _turn_back(session, now, wanted):
-        row = session.scalars(query).first()
+        row = _first(session, now, wanted)
     return row
+
+
+def _first(session: Session, now: datetime, wanted: list[Any]) -> JobRow | None:
+    """The first in turn of what is due and what a dead worker left: two queries, so that an index has the order."""
+    due = (JobRow.state == JobState.QUEUED, JobRow.run_after <= now, *wanted)
+    abandoned = (JobRow.state == JobState.RUNNING, JobRow.lease_until < now, *wanted)
+    left = session.execute(
+        select(JobRow.priority, JobRow.created_at, JobRow.id).where(*abandoned).order_by(*_TURN).limit(1)
+    ).first()
+    if left is None:
+        return _lock_first(session, *due)
+    # only what is taken is locked: others would take a locked row for one that is gone
+    older = tuple_(JobRow.created_at, JobRow.id) < tuple_(left.created_at, left.id)
+    sooner = or_(JobRow.priority > left.priority, and_(JobRow.priority == left.priority, older))
+    return _lock_first(session, *due, sooner) or _lock_first(session, *abandoned) or _lock_first(session, *due)
+
+
+def _lock_first(session: Session, *conditions: Any) -> JobRow | None:
+    query = select(JobRow).where(*conditions).order_by(*_TURN).limit(1)
+    return session.scalars(query.with_for_update(skip_locked=True)).first()
 
 
 def _turn_back(session: Session, now: datetime, wanted: list[Any]) -> bool:
@@ -287,6 +314,12 @@ def _turn_back(session: Session, now: datetime, wanted: list[Any]) -> bool:
             row.lease_until -= ahead
     session.flush()
     return bool(rows)
+
+
+def _named(session: Session, namespace: str, key: str) -> JobRow | None:
+    """The job with that idempotency key."""
+    same = select(JobRow).where(JobRow.namespace == namespace, JobRow.idempotency_key == key)
+    return session.scalars(same).first()
 
 
 def _found(session: Session, namespace: str, job_id: str, *, lock: bool = False) -> JobRow:

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from elm_agent.storage.sql.faults import Damaged
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test compares it with the migrations themselves."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -224,7 +224,6 @@ class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("namespace", "idempotency_key", name="uq_jobs_idempotency"),
-        Index("ix_jobs_claim", "state", "priority", "created_at", "id"),
         Index("ix_jobs_id", "id"),
         Index("ix_jobs_created", "namespace", "created_at", "id"),
         Index("ix_jobs_memory", "namespace", "memory_id"),
@@ -255,6 +254,13 @@ class JobRow(Base):
     updated_at: Mapped[datetime]
 
 
+# In the order in which jobs are claimed; what else is asked of each comes last, so that the index alone answers it.
+_TURN = (JobRow.priority.desc(), JobRow.created_at, JobRow.id, JobRow.run_after, JobRow.task)
+Index("ix_jobs_claim", JobRow.state, *_TURN)
+Index("ix_jobs_model", JobRow.model_id, JobRow.state, *_TURN)
+Index("ix_jobs_updated", JobRow.state, JobRow.updated_at)
+
+
 class UseRow(Base):
     """One retrieval of one memory, in the namespace of who asked; a shared memory lives in another namespace.
 
@@ -270,7 +276,7 @@ class UseRow(Base):
         Index("ix_uses_subject", "namespace", "subject"),
     )
 
-    namespace: Mapped[str] = mapped_column(Name, primary_key=True)
+    namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     memory_namespace: Mapped[str] = mapped_column(Name)
     memory_id: Mapped[str] = mapped_column(Id)
@@ -292,7 +298,7 @@ class EventRow(Base):
     """One link of a namespace's chain (see ``chain``). Appended only; ``revision`` has no gaps.
 
     ``detail`` is hashed and stays for ever, so it holds nothing personal. Free text is the ``note``; the hash covers
-    only its salted digest, and a purge erases note and salt.
+    only its salted digest, and a purge erases note and salt. Where the note is sealed, so is the salt.
     """
 
     __tablename__ = "events"
@@ -305,7 +311,7 @@ class EventRow(Base):
     actor: Mapped[str] = mapped_column(Words)
     detail: Mapped[dict[str, Any]]
     note: Mapped[str | None] = mapped_column(Words)
-    salt: Mapped[str | None] = mapped_column(Id)
+    salt: Mapped[str | None] = mapped_column(Text)
     note_digest: Mapped[str | None] = mapped_column(Digest)
     digest: Mapped[str] = mapped_column(Digest)
     created_at: Mapped[datetime]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAGIC = SEALED_BYTES
 ALGORITHM = "aes-256-gcm"
+BLINDED = "hmac-sha256:"
 KEY_BYTES = 32
 _NONCE = 12
 _TAG = 16
@@ -89,7 +90,7 @@ def from_text(text: str) -> bytes | None:
 
 def blind(key: bytes, text: str) -> str:
     """``hmac-sha256:<64 hex>``: equal for equal texts, and tells nothing of them to who lacks the key."""
-    return "hmac-sha256:" + hmac.new(key, text.encode("utf-8"), hashlib.sha256).hexdigest()
+    return BLINDED + hmac.new(key, text.encode("utf-8"), hashlib.sha256).hexdigest()
 
 
 def _bound(namespace: str, purpose: str, version: int) -> bytes:

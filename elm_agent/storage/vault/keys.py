@@ -71,7 +71,7 @@ def make_keys(database: Database, namespace: str, masters: MasterKeys) -> None:
     """The first keys of a namespace, unless somebody was quicker. A transaction of its own. Raises ``NotFound``."""
     master = masters.current()
     with database.write() as session:
-        lock_namespace(session, namespace)
+        lock_namespace(session, namespace, alone=True)  # see ``guard``
         if key_rows(session, namespace):
             return
         now = database.now(session)

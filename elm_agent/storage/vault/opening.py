@@ -18,11 +18,14 @@ def open_vault(
     key_file: Path | None = None,
     function: KeyFunction | None = None,
 ) -> Vault:
-    """With a key, every namespace of the bank gets keys of its own at once; see ``master_keys`` for the sources.
+    """With a key, every namespace that has none gets keys of its own at once; see ``master_keys`` for the sources.
+
+    That the bank was encrypted under another key is not noticed here: ``bind`` and whatever opens something sealed
+    raise ``VaultLocked`` then.
 
     Raises:
         SettingsError: two sources, or no usable key where it should be.
-        VaultLocked: the bank was encrypted under another key.
+        NotFound, BankMoved: a namespace without keys was moved to another bank.
     """
     masters = source(key_env=key_env, key_file=key_file, function=function)
     if masters is None:

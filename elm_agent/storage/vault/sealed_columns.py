@@ -15,8 +15,7 @@ from sqlalchemy.orm import Session
 from elm_agent.storage.sql.rows import opened_json, sealed_json, sealed_text
 from elm_agent.storage.sql.schema import EpisodeRow, EventRow, JobRow, MemoryRow, UseRow
 from elm_agent.storage.vault.base import SEALED_TEXT, Vault
-
-_BLINDED = "hmac-sha256:%"
+from elm_agent.storage.vault.crypto import BLINDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class SealedTable:
             if value and not sealed_text(value).startswith(f"{SEALED_TEXT}{version}:"):
                 fresh[name] = sealed_json(vault, namespace, opened_json(vault, namespace, value))
         for name in self.blinded:
-            if (text := getattr(row, name)) is not None and not text.startswith(_BLINDED[:-1]):
+            if (text := getattr(row, name)) is not None and not text.startswith(BLINDED):
                 fresh[name] = vault.blind(namespace, text)
         for name, value in fresh.items():  # all or nothing
             setattr(row, name, value)
@@ -77,14 +76,19 @@ class SealedTable:
         """Whether a column is sealed (by that key version), or there is nothing to seal in it."""
         column, start = getattr(self.row, name), SEALED_TEXT if version is None else f"{SEALED_TEXT}{version}:"
         if name in self.texts:
-            return or_(column.is_(None), column.like(f"{start}%"))
+            return or_(column.is_(None), _begins(column, start))
         document = cast(column, Text)
-        sealed = [document.like(f'{form}"sealed": "{start}%') for form in ("{", "[{")]
+        sealed = [_begins(document, f'{form}"sealed": "{start}') for form in ("{", "[{")]
         return or_(document.in_(("{}", "[]")), *sealed)
 
     def _not_blinded(self) -> list[ColumnElement[bool]]:
         columns = [getattr(self.row, name) for name in self.blinded]
-        return [and_(column.is_not(None), column.not_like(_BLINDED)) for column in columns]
+        return [and_(column.is_not(None), not_(_begins(column, BLINDED))) for column in columns]
+
+
+def _begins(column: ColumnElement[str], start: str) -> ColumnElement[bool]:
+    """To the letter: LIKE of SQLite takes upper for lower case, and a text of that kind would never be sealed."""
+    return func.substr(column, 1, len(start)) == start
 
 
 EPISODES = SealedTable(EpisodeRow, "id", ("question", "majority_answer"), ("curve", "rollouts"))
@@ -97,7 +101,7 @@ JOBS = SealedTable(
 USES = SealedTable(
     UseRow, "id", ("question", "reason", "answer", "memory_answer", "zero_shot_answer"), blinded=("subject",)
 )
-EVENTS = SealedTable(EventRow, "revision", ("note",))
+EVENTS = SealedTable(EventRow, "revision", ("note", "salt"))
 TABLES = (EPISODES, MEMORIES, JOBS, USES, EVENTS)
 
 

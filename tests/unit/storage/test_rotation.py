@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from vault_helpers import FIRST, SECOND, encrypted_bank, masters, plain_bank
 
 from elm_agent.errors import InputError, StorageError, VaultLocked
 from elm_agent.records import EventKind, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
-from elm_agent.storage.bank import Bank
+from elm_agent.storage.bank import Adopted, Bank
 from elm_agent.storage.health.doctor import examine
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.database import Database
-from elm_agent.storage.sql.schema import MemoryRow
+from elm_agent.storage.sql.schema import EventRow, JobRow, MemoryRow, UseRow
 from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.storage.vault.base import LockedVault
 from elm_agent.storage.vault.crypto import version_of
@@ -132,13 +133,51 @@ def test_switched_on_for_a_bank_in_use(database: Database, folder: Path) -> None
         plain.memories("default")
 
 
-def test_what_was_asked_again_before_the_rotation_does_not_stop_it(database: Database, folder: Path) -> None:
-    """One experience, queued in the plain bank and again when encryption was on: two jobs, and one name for both."""
+def test_what_was_asked_before_encryption_is_the_same_job_before_and_after_the_rotation(
+    database: Database, folder: Path
+) -> None:
     asked = {"task": "math", "model_id": MODEL.id, "recipe": RECIPE}
-    plain_bank(database, folder).jobs.enqueue("default", "asked twice", **asked)
+    first, created = plain_bank(database, folder).jobs.enqueue("default", "asked twice", **asked)
+    assert created
     bank = encrypted_bank(database, folder)
+    for _ in range(2):
+        again, created = bank.jobs.enqueue("default", "asked twice", **asked)
+        assert (again.id, created) == (first.id, False)
+        assert rotate_data(bank, "default").finished
+    assert len(bank.jobs.list("default")) == 1
+
+
+def test_a_memory_from_before_encryption_is_not_taken_in_again(database: Database, folder: Path) -> None:
+    plain = plain_bank(database, folder)
+    mine = learner(plain)("mine", unit(1, 0, 0, 0))
+    item = Adopted(
+        question="mine",
+        task="math",
+        prompt=plain.prompt("default", mine.id),
+        keys=plain.keys("default", mine.id),
+        model=MODEL,
+        recipe=RECIPE,
+        origin="pack",
+    )
+    bank = encrypted_bank(database, folder)
+    for _ in range(2):
+        assert bank.adopt("default", [item, item], actor="me") == [(mine.id, False)] * 2
+        assert rotate_data(bank, "default").finished
+
+
+def test_two_jobs_of_one_experience_do_not_stop_it(database: Database, folder: Path) -> None:
+    """An older version queued it again when encryption was on: two jobs, and one name for both."""
+    asked = {"task": "math", "model_id": MODEL.id, "recipe": RECIPE}
+    first, _ = plain_bank(database, folder).jobs.enqueue("default", "asked twice", **asked)
+    bank = encrypted_bank(database, folder)
+    mine = JobRow.id == first.id
+    with database.write() as session:
+        name = session.scalars(select(JobRow.idempotency_key).where(mine)).one()
+        session.execute(update(JobRow).where(mine).values(idempotency_key="sha256:away"))
     second, created = bank.jobs.enqueue("default", "asked twice", **asked)
     assert created
+    with database.write() as session:
+        session.execute(update(JobRow).where(mine).values(idempotency_key=name))
     assert rotate_data(bank, "default").finished
     assert status(bank).readable == 0
     assert [job.question for job in bank.jobs.list("default")] == ["asked twice", "asked twice"]
@@ -183,6 +222,55 @@ def test_what_is_not_sealed_is_not_missed() -> None:
         if isinstance(column.type, Text | Words | JSON) and not isinstance(column.type, UtcDateTime)
     }
     assert free - covered - readable == set()
+
+
+def test_a_salt_is_sealed_with_its_note(bank: Bank, database: Database) -> None:
+    """A short note could be guessed by its digest and a readable salt."""
+    fill(bank, 1)
+    with database.read() as session:
+        events = session.scalars(select(EventRow).where(EventRow.note.is_not(None))).all()
+    assert events
+    assert all((event.salt or "").startswith("elm1:1:") for event in events)
+    report = chain.verify(database, "default", vault=bank.vault)
+    assert (report.broken, report.closed_notes) == (None, 0)
+    report = chain.verify(database, "default")
+    assert (report.broken, report.closed_notes) == (None, len(events)), "without the key the chain is whole, too"
+    with database.write() as session:
+        session.execute(update(EventRow).where(EventRow.note.is_not(None)).values(salt="0" * 32))
+    assert chain.verify(database, "default", vault=bank.vault).broken is not None
+
+
+def test_salts_that_an_older_version_left_readable_are_sealed(bank: Bank, database: Database) -> None:
+    fill(bank, 1)
+    noted = EventRow.note.is_not(None)
+    with database.write() as session:
+        for event in session.scalars(select(EventRow).where(noted)):
+            assert event.salt is not None
+            event.salt = bank.vault.open("default", event.salt)
+    assert chain.verify(database, "default", vault=bank.vault).broken is None
+    before = everything(bank)
+    assert status(bank).readable > 0
+    assert rotate_data(bank, "default").finished
+    with database.read() as session:
+        salts = session.scalars(select(EventRow.salt).where(noted)).all()
+    assert all((salt or "").startswith("elm1:2:") for salt in salts)
+    assert everything(bank) == before
+    assert chain.verify(database, "default", vault=bank.vault).broken is None
+
+
+def test_what_only_looks_sealed_to_a_careless_eye_is_sealed(database: Database, folder: Path) -> None:
+    """SQLite takes upper for lower case unless it is told not to."""
+    plain = plain_bank(database, folder)
+    memory = learner(plain)("ELM1:1: in capitals", unit(1, 0, 0, 0))
+    plain.record_use(replace(use_of(memory.id, 0), question="Elm1:1:x", subject="HMAC-SHA256:ada"))
+    bank = encrypted_bank(database, folder)
+    assert rotate_data(bank, "default").finished
+    assert status(bank).readable == 0
+    with database.read() as session:
+        questions = [*session.scalars(select(MemoryRow.question)), *session.scalars(select(UseRow.question))]
+        assert all(question.startswith("elm1:1:") for question in questions)
+        assert session.scalars(select(UseRow.subject)).one() == bank.vault.blind("default", "HMAC-SHA256:ada")
+    assert bank.memory("default", memory.id).question == "ELM1:1: in capitals"
 
 
 def test_a_killed_rotation_goes_on(bank: Bank, database: Database, folder: Path) -> None:

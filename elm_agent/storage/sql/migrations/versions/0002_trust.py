@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,8 @@ depends_on = None
 NAME, ID, DIGEST, WORD = sa.String(length=100), sa.String(length=64), sa.String(length=80), sa.String(length=32)
 TIME = sa.DateTime(timezone=True)
 EPOCH = sa.text("'1970-01-01 00:00:00'")
+
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 KNOWN_BEFORE = (
     "created", "activated", "quarantined", "evicted", "restored", "pinned", "unpinned", "repaired",
@@ -195,15 +198,15 @@ def _chain_events() -> None:
         head = _digest({"algorithm": "sha256", "genesis": name})
         found = connection.execute(sa.select(events).where(events.c.namespace == name).order_by(events.c.revision))
         for event in found.all():
-            detail = dict(event.detail)
+            detail = _storable(event.detail)
             note = detail.pop("reason", None)
             salt = secrets.token_hex(16) if note is not None else None
             bound = "sha256:" + hashlib.sha256(f"{salt}\n{note}".encode()).hexdigest() if note is not None else None
             head = _digest(
                 {
                     "algorithm": "sha256", "previous": head, "namespace": name, "revision": event.revision,
-                    "kind": event.kind, "memory_id": event.memory_id, "actor": event.actor, "detail": detail,
-                    "note_digest": bound, "created_at": _utc(event.created_at),
+                    "kind": event.kind, "memory_id": event.memory_id, "actor": _storable(event.actor),
+                    "detail": detail, "note_digest": bound, "created_at": _utc(event.created_at),
                 }
             )  # fmt: skip
             here = (events.c.namespace == name) & (events.c.revision == event.revision)
@@ -213,6 +216,15 @@ def _chain_events() -> None:
                 .values(detail=detail, note=note, salt=salt, note_digest=bound, digest=head)
             )
         connection.execute(sa.update(namespaces).where(namespaces.c.name == name).values(head=head))
+
+
+def _storable(value: Any) -> Any:
+    """What no database keeps, and the first schema hid in JSON, becomes U+FFFD."""
+    if isinstance(value, str):
+        return UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_storable(name): _storable(item) for name, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
 
 
 def _unchain_events() -> None:
