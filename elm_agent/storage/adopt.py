@@ -6,15 +6,16 @@ row is held, so two imports of one pack at once store each memory once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
-from elm_agent.errors import InputError, StorageError
+from elm_agent.errors import InputError
 from elm_agent.protocols import Observer, TensorStore
 from elm_agent.records import (
     FORMAT_VERSION,
@@ -33,12 +34,16 @@ from elm_agent.records import (
 )
 from elm_agent.storage import publish
 from elm_agent.storage.indexes.exact import check_vector
+from elm_agent.storage.keeping import ATTEMPTS, Stored, busy, stands, store
 from elm_agent.storage.ledger.changes import Change, changing
-from elm_agent.storage.ledger.proofs import record_proof
+from elm_agent.storage.ledger.proofs import horizon, record_proof
 from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.paging import some
 from elm_agent.storage.sql.rows import pack, sealed, sealed_json
 from elm_agent.storage.sql.schema import Base, EpisodeRow, EventRow, KeyRow, MemoryRow, OutboxRow
+from elm_agent.storage.tensors.names import digest_of_bytes
 from elm_agent.storage.vault.base import Vault
+from elm_agent.storage.vault.guard import refuse_readable
 
 if TYPE_CHECKING:
     from elm_agent.softprompt import SoftPrompt
@@ -69,6 +74,13 @@ class Adopted:
     detail: dict[str, Any] = field(default_factory=dict)  # of the ledger's event: ids and digests only
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    item: Adopted
+    plain: bytes  # the prompt's own
+    content: str  # their digest, which equal prompts of the namespace share
+
+
 _New = tuple[str, Adopted, str, str, bytes]
 """(memory id, item, content digest, tensor digest, the prompt's bytes)"""
 
@@ -88,36 +100,59 @@ def adopt(
 
     for item in items:
         _check(item)
-    plain = [to_bytes(item.prompt.prompt_VE) for item in items]
-    contents = [publish.content_digest(vault, namespace, data) for data in plain]
-    with database.read() as session:
-        known = set(_known(session, namespace, contents))
-    # 1. tensors are durable before anything names them; what is known keeps the tensor that it has
-    stored = [
-        "" if content in known else tensors.put(namespace, vault.seal_bytes(namespace, data))
-        for data, content in zip(plain, contents, strict=True)
-    ]
-    tell("adopt.tensors", {"namespace": namespace, "memories": len(items)})
-    # 2. one transaction
+    wanted = []
+    for item in items:
+        data = to_bytes(item.prompt.prompt_VE)
+        wanted.append(_Wanted(item, data, publish.content_digest(vault, namespace, data)))
+    sealed_bytes: dict[str, bytes] = {}  # by content: the same prompt twice is stored once
+    for _ in range(ATTEMPTS):
+        with database.read() as session:
+            refuse_readable(session, vault, namespace)
+            known = _known(session, namespace, wanted)
+        # 1. tensors are durable before anything names them; what is known keeps the tensor that it has
+        for one in wanted:
+            if one.content not in known and one.content not in sealed_bytes:
+                sealed_bytes[one.content] = vault.seal_bytes(namespace, one.plain)
+        stored = store(database, tensors, namespace, list(sealed_bytes.values()))
+        tell("adopt.tensors", {"namespace": namespace, "memories": len(items)})
+        # 2. one transaction
+        results = _write(database, vault, namespace, wanted, sealed_bytes, stored, actor, tell)
+        if results is not None:
+            tell("adopt.committed", {"namespace": namespace, "memories": sum(new for _, new in results)})
+            return results
+    raise busy(namespace)
+
+
+def _write(
+    database: Database,
+    vault: Vault,
+    namespace: str,
+    wanted: Sequence[_Wanted],
+    sealed_bytes: Mapping[str, bytes],
+    stored: Stored,
+    actor: str,
+    tell: Observer,
+) -> list[tuple[str, bool]] | None:
+    """The transaction; None, and nothing is written, when a tensor may be gone or a known memory is."""
+    digests = {content: digest_of_bytes(data) for content, data in sealed_bytes.items()}
     with changing(database, namespace, actor=actor, vault=vault) as change:
-        for item in items:
-            publish.check_model(change.namespace, item.model)
-        ids = _known(change.session, namespace, contents)
+        for one in wanted:
+            publish.check_model(change.namespace, one.item.model)
+        ids = _known(change.session, namespace, wanted)
+        gone = any(one.content not in ids and one.content not in digests for one in wanted)
+        if gone or not stands(change.session, namespace, stored, change.now):
+            return None
         new: list[_New] = []
         results: list[tuple[str, bool]] = []
-        for item, data, content, digest in zip(items, plain, contents, stored, strict=True):
-            is_new = content not in ids
+        for one in wanted:
+            is_new = one.content not in ids
             if is_new:
-                if not digest:
-                    raise StorageError("a memory was purged while it was imported again: import the pack once more")
-                tensors.age(namespace, digest)  # a purge of the same bytes may have come in between
-                ids[content] = new_id("mem")
-                new.append((ids[content], item, content, digest, data))
-            results.append((ids[content], is_new))
+                ids[one.content] = new_id("mem")
+                new.append((ids[one.content], one.item, one.content, digests[one.content], one.plain))
+            results.append((ids[one.content], is_new))
         if new:
             _insert(change, new)
         tell("adopt.before_commit", {"namespace": namespace, "memories": len(new)})
-    tell("adopt.committed", {"namespace": namespace, "memories": len(new)})
     return results
 
 
@@ -132,13 +167,19 @@ def _check(item: Adopted) -> None:
         check_vector(vector)
 
 
-def _known(session: Any, namespace: str, contents: Sequence[str]) -> dict[str, str]:
-    """Memory ids by content digest, of those that the namespace has."""
-    query = select(MemoryRow.content_digest, MemoryRow.id).where(
-        MemoryRow.namespace == namespace, MemoryRow.content_digest.in_(contents)
-    )
-    found: dict[str, str] = dict(session.execute(query.order_by(MemoryRow.id.desc())).all())
-    return found
+def _known(session: Session, namespace: str, wanted: Sequence[_Wanted]) -> dict[str, str]:
+    """Memory ids by content digest, of those that the namespace has.
+
+    What was stored before encryption was switched on bears the plain digest.
+    """
+    names = {one.content: publish.plain_digest(one.plain) for one in wanted}
+    found: dict[str, str] = {}
+    for digests in some({*names, *names.values()}):
+        query = select(MemoryRow.content_digest, MemoryRow.id).where(
+            MemoryRow.namespace == namespace, MemoryRow.content_digest.in_(digests)
+        )
+        found |= dict(session.execute(query.order_by(MemoryRow.id.desc())).tuples().all())
+    return {name: found.get(name) or found[plain] for name, plain in names.items() if name in found or plain in found}
 
 
 def _insert(change: Change, new: Sequence[_New]) -> None:
@@ -150,6 +191,7 @@ def _insert(change: Change, new: Sequence[_New]) -> None:
     for memory_id, item, content, digest, plain in new:
         episode_id = new_id("ep")
         detail = {"tensor_digest": digest, "state": item.state.value, "origin": item.origin} | item.detail
+        detail |= {"valid_until": horizon(item.valid_until)}
         proof = _proof(namespace, item, plain, models[item.model], recipes[item.recipe])
         events.append(change.linked(EventKind.IMPORTED, memory_id, detail, text=proof))
         revision = change.namespace.revision

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import select
@@ -36,17 +36,18 @@ from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.indexes.feed import FedIndex
 from elm_agent.storage.ledger import changes as ledger
 from elm_agent.storage.ledger.changes import Change
-from elm_agent.storage.ledger.proofs import record_proof
+from elm_agent.storage.ledger.proofs import horizon
 from elm_agent.storage.purge import Forgotten, PurgeReport
-from elm_agent.storage.queue.jobs import JobQueue, Lease, fenced
-from elm_agent.storage.queue.states import finish
+from elm_agent.storage.queue.jobs import JobQueue, Lease
 from elm_agent.storage.reader import BankReader, NamespaceInfo, read_record
 from elm_agent.storage.search import IndexChoice, Search
 from elm_agent.storage.sql import rows
 from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.paging import some
 from elm_agent.storage.sql.schema import MemoryRow, NamespaceRow
 from elm_agent.storage.uses import UseLog
 from elm_agent.storage.vault.base import Vault
+from elm_agent.storage.vault.guard import refuse_readable, refuse_readable_namespace
 
 __all__ = ["Adopted", "Bank", "Forgotten", "Lease", "NamespaceInfo", "PurgeReport"]
 
@@ -90,13 +91,16 @@ class Bank(BankReader):
             ModelMismatch: it was made for other weights, another tokenizer or template.
             SettingsError: the name is not usable.
             BankMoved: the namespace went to another bank.
+            VaultLocked: the bank is encrypted, and was opened without its key.
         """
         check_namespace(namespace)
         with self.database.read() as session:
             row = session.get(NamespaceRow, namespace)
+            refuse_readable(session, self.vault, namespace)
         if row is None:
             with self.database.write() as session:
                 ledger.check_not_moved(session)
+                refuse_readable_namespace(session, self.vault, namespace)
                 values = publish.namespace_values(namespace, model, actor, self.database.now(session))
                 self.database.add_once(session, NamespaceRow, values, ["name"])
                 row = ledger.lock_namespace(session, namespace)
@@ -126,58 +130,13 @@ class Bank(BankReader):
             LeaseLost: another worker holds the job; what was trained is discarded.
             ModelMismatch: the namespace is made for another model.
             InputError: the prompt or a key cannot be stored.
+            VaultLocked: the namespace was encrypted after this bank had been opened without a key.
             StorageError: a store refused; the job can be tried again.
         """
-        from elm_agent.softprompt import to_bytes  # torch enters late: reading commands need none
-
         tell: Observer = observe or _silent
         namespace = lease.job.namespace
-        publish.check_trained(trained, state, model)
-        # 1. the tensor is durable before anything names it
-        plain = to_bytes(trained.prompt.prompt_VE)
-        digest = self.tensors.put(namespace, self.vault.seal_bytes(namespace, plain), observe)
-        # 2. one transaction makes it a memory
-        with self.database.write() as session:
-            now = self.database.now(session)
-            job = fenced(session, lease)
-            owner = ledger.lock_namespace(session, namespace)
-            self.tensors.age(namespace, digest)  # a purge of the same bytes may have come in between
-            publish.check_model(owner, model)
-            episode = publish.new_episode(lease, trained, task=task, now=now)
-            session.add(rows.episode_row(episode, self.vault))
-            session.flush()
-            memory = publish.new_memory(
-                lease,
-                trained,
-                episode,
-                tensor_digest=digest,
-                content_digest=publish.content_digest(self.vault, namespace, plain),
-                model=model,
-                recipe=recipe,
-                state=state,
-                reason=reason,
-                vault=self.vault,
-            )
-            session.add(memory)
-            session.flush()
-            keys = publish.new_keys(session, memory, trained.keys)
-            session.add_all(keys)
-            change = Change(session, owner, lease.owner, now, self.vault)
-            proof = record_proof(
-                episode,
-                prompt=plain,
-                keys=[(key.kind, key.vector) for key in keys],
-                model=memory.model,
-                recipe=memory.recipe,
-            )
-            change.note(EventKind.CREATED, memory, {"job_id": lease.job.id, "tensor_digest": digest}, text=proof)
-            gated = {"state": state.value, "vote_share": trained.final.vote_share}
-            change.note(EventKind.GATED, memory, gated, text=reason)
-            if state == MemoryState.ACTIVE:
-                change.note(EventKind.ACTIVATED, memory, reindex=True)
-            finish(job, memory.id, now)
-            session.flush()
-            tell("publish.before_commit", {"memory_id": memory.id})
+        made = publish.Publication(lease, trained, task, model, recipe, state, reason)
+        memory = publish.publish(self.database, self.tensors, self.vault, made, tell)
         tell("publish.committed", {"memory_id": memory.id})
         # 3. the derived index learns of it; if it cannot, the outbox still has it
         self._feed_or_warn(namespace)
@@ -211,10 +170,11 @@ class Bank(BankReader):
         """
         tell: Observer = observe or _silent
         with self._changing(namespace, actor) as change:
-            found = change.session.scalars(
-                select(MemoryRow).where(MemoryRow.namespace == namespace, MemoryRow.id.in_(reasons))
-            )
-            evicted = [row for row in found if not row.pinned and row.state != MemoryState.RETIRED]
+            evicted: list[MemoryRow] = []
+            for ids in some(reasons):
+                query = select(MemoryRow).where(MemoryRow.namespace == namespace, MemoryRow.id.in_(ids))
+                found = change.session.scalars(query)
+                evicted += [row for row in found if not row.pinned and row.state != MemoryState.RETIRED]
             for row in sorted(evicted, key=lambda row: row.id):
                 lifecycle.transition(change, row, MemoryState.RETIRED, reasons[row.id])
             change.session.flush()
@@ -249,8 +209,7 @@ class Bank(BankReader):
             memory = ledger.find_memory(change.session, namespace, memory_id)
             if memory.valid_until != valid_until:
                 memory.valid_until = valid_until
-                until = None if valid_until is None else valid_until.astimezone(UTC).isoformat()
-                change.note(EventKind.VALIDITY, memory, {"valid_until": until})
+                change.note(EventKind.VALIDITY, memory, {"valid_until": horizon(valid_until)})
             return read_record(change.session, namespace, memory_id, self.vault)
 
     def repaired(self, namespace: str, memory_id: str, *, actor: str, detail: dict[str, Any]) -> MemoryRecord:
@@ -323,17 +282,20 @@ class Bank(BankReader):
 
     # --- uses -------------------------------------------------------------------------------------------
 
-    def record_use(self, use: UseRecord) -> None:
-        """Note one retrieval; the same id twice is one use.
+    def record_use(self, use: UseRecord, *, observe: Observer | None = None) -> None:
+        """Note one retrieval; the same id twice is one use. ``observe`` is told the steps of ``USE_STEPS``.
 
-        Raises ``NotFound`` for a memory that is not there, ``InputError`` for one of a namespace that is not shared.
+        Raises ``NotFound`` for a memory that is not there or a namespace that is not bound, ``InputError`` for a
+        memory of a namespace that is not shared.
         """
         self._check_shared(use.namespace, use.memory_namespace or use.namespace)
-        self._use_log.record(use)
+        self._use_log.record(use, observe or _silent)
 
-    def settle_use(self, namespace: str, use_id: str, outcome: UseOutcome) -> None:
+    def settle_use(
+        self, namespace: str, use_id: str, outcome: UseOutcome, *, observe: Observer | None = None
+    ) -> None:
         """Note what the use did, once it is known; the last word counts. Raises ``NotFound``."""
-        self._use_log.settle(namespace, use_id, outcome)
+        self._use_log.settle(namespace, use_id, outcome, observe or _silent)
 
     def uses(self, namespace: str, memory_id: str | None = None, limit: int | None = None) -> list[UseRecord]:
         """Newest first."""

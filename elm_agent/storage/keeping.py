@@ -34,7 +34,8 @@ ATTEMPTS = 5
 DELETED = ""
 """A tombstone's ``pending`` once the tensor is gone, and indexes and journals may not be clean yet."""
 
-_WITHIN = timedelta(minutes=30)  # from the first look to the commit; the doctor collects what nobody names after 60
+UNNAMED_SECONDS = 3600.0  # for which a tensor that no memory names is left alone: it may be about to be named
+_WITHIN = timedelta(seconds=UNNAMED_SECONDS / 2)  # from the first look to the commit; clocks differ by less
 
 Stone = tuple[str, str]
 """(memory id, digest): what a tombstone says is still to be deleted."""
@@ -71,14 +72,14 @@ def stands(session: Session, namespace: str, stored: Stored, now: datetime) -> b
     purged = select(EventRow.detail).where(*since, EventRow.kind == EventKind.PURGED.value)
     if now - stored.at > _WITHIN:
         return False
-    return not any(detail["tensor_digest"] in stored.digests for detail in session.scalars(purged))
+    return not any(detail.get("tensor_digest") in stored.digests for detail in session.scalars(purged))
 
 
 def busy(namespace: str) -> StoreBusy:
     """After ``ATTEMPTS``."""
     return StoreBusy(
-        f"the same prompts are purged in namespace {namespace[:100]!r} again and again while they are stored: run the "
-        "same command again when that is over"
+        f"prompts that are being stored are purged in namespace {namespace[:100]!r} again and again: run the same "
+        "command again when that is over"
     )
 
 
@@ -124,7 +125,7 @@ def _mark_deleted(database: Database, namespace: str, stones: Sequence[Stone]) -
 
 
 def _stays(database: Database, namespace: str, memory_id: str, digest: str) -> bool:
-    """Whether somebody else has finished this deletion, moved the bank away, or stored the same bytes for a memory."""
+    """Whether somebody else has finished this deletion, moved the bank away, or named the same bytes."""
     with database.read() as session:
         stone = session.get(TombstoneRow, (namespace, memory_id))
         row = session.get(NamespaceRow, namespace)

@@ -1,9 +1,9 @@
-"""The rows of one new memory, built from a lease and what the trainer returned, and checked before they are."""
+"""One new memory, from a lease and what the trainer returned: checked, its tensor stored, then all its rows."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -12,10 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from elm_agent.errors import InputError, ModelMismatch
-from elm_agent.protocols import Trained
+from elm_agent.protocols import Observer, TensorStore, Trained
 from elm_agent.records import (
     FORMAT_VERSION,
     Episode,
+    EventKind,
     KeyKind,
     MemoryKeys,
     MemoryState,
@@ -26,11 +27,88 @@ from elm_agent.records import (
     question_digest,
 )
 from elm_agent.storage.indexes.exact import check_vector
+from elm_agent.storage.keeping import ATTEMPTS, Stored, busy, stands, store
 from elm_agent.storage.ledger.chain import genesis
-from elm_agent.storage.queue.jobs import Lease
-from elm_agent.storage.sql.rows import fingerprint_of, pack, sealed
+from elm_agent.storage.ledger.changes import Change, lock_namespace
+from elm_agent.storage.ledger.proofs import record_proof
+from elm_agent.storage.queue.jobs import Lease, fenced
+from elm_agent.storage.queue.states import finish
+from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.rows import episode_row, fingerprint_of, pack, sealed
 from elm_agent.storage.sql.schema import KeyRow, MemoryRow, NamespaceRow
 from elm_agent.storage.vault.base import Vault
+from elm_agent.storage.vault.guard import refuse_readable
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a worker wants to publish; see ``Bank.publish``."""
+
+    lease: Lease
+    trained: Trained
+    task: str
+    model: ModelFingerprint
+    recipe: Recipe
+    state: MemoryState
+    reason: str | None
+
+    @property
+    def namespace(self) -> str:
+        return self.lease.job.namespace
+
+
+def publish(database: Database, tensors: TensorStore, vault: Vault, made: Publication, tell: Observer) -> MemoryRow:
+    """See ``Bank.publish``."""
+    from elm_agent.softprompt import to_bytes  # torch enters late: reading commands need none
+
+    check_trained(made.trained, made.state, made.model)
+    plain = to_bytes(made.trained.prompt.prompt_VE)
+    with database.read() as session:
+        refuse_readable(session, vault, made.namespace)
+    sealed_bytes = vault.seal_bytes(made.namespace, plain)
+    for _ in range(ATTEMPTS):
+        # 1. the tensor is durable before anything names it
+        stored = store(database, tensors, made.namespace, [sealed_bytes], tell)
+        # 2. one transaction makes it a memory
+        memory = _write(database, vault, made, plain, stored, tell)
+        if memory is not None:
+            return memory
+    raise busy(made.namespace)
+
+
+def _write(
+    database: Database, vault: Vault, made: Publication, plain: bytes, stored: Stored, tell: Observer
+) -> MemoryRow | None:
+    """The transaction; None, and nothing is written, when the tensor may be gone."""
+    lease, namespace, (digest,) = made.lease, made.namespace, stored.digests
+    with database.write() as session:
+        now = database.now(session)
+        job = fenced(session, lease)
+        owner = lock_namespace(session, namespace)
+        refuse_readable(session, vault, namespace)
+        if not stands(session, namespace, stored, now):
+            return None
+        check_model(owner, made.model)
+        episode = new_episode(lease, made.trained, task=made.task, now=now)
+        session.add(episode_row(episode, vault))
+        session.flush()
+        memory = new_memory(made, episode, digest, content_digest(vault, namespace, plain), vault)
+        session.add(memory)
+        session.flush()
+        keys = new_keys(session, memory, made.trained.keys)
+        session.add_all(keys)
+        change = Change(session, owner, lease.owner, now, vault)
+        vectors = [(key.kind, key.vector) for key in keys]
+        proof = record_proof(episode, prompt=plain, keys=vectors, model=memory.model, recipe=memory.recipe)
+        change.note(EventKind.CREATED, memory, {"job_id": lease.job.id, "tensor_digest": digest}, text=proof)
+        gated = {"state": made.state.value, "vote_share": made.trained.final.vote_share}
+        change.note(EventKind.GATED, memory, gated, text=made.reason)
+        if made.state == MemoryState.ACTIVE:
+            change.note(EventKind.ACTIVATED, memory, reindex=True)
+        finish(job, memory.id, now)
+        session.flush()
+        tell("publish.before_commit", {"memory_id": memory.id})
+    return memory
 
 
 def namespace_values(namespace: str, model: ModelFingerprint, actor: str, now: datetime) -> dict[str, Any]:
@@ -78,7 +156,12 @@ def check_trained(trained: Trained, state: MemoryState, model: ModelFingerprint)
 
 def content_digest(vault: Vault, namespace: str, data: bytes) -> str:
     """A name for a prompt's own bytes that equal prompts of the namespace share."""
-    return vault.blind(namespace, "sha256:" + hashlib.sha256(data).hexdigest())
+    return vault.blind(namespace, plain_digest(data))
+
+
+def plain_digest(data: bytes) -> str:
+    """The same name where nothing is encrypted."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def by_kind(keys: MemoryKeys) -> list[tuple[KeyKind, Vector]]:
@@ -102,26 +185,15 @@ def new_episode(lease: Lease, trained: Trained, *, task: str, now: datetime) -> 
     )
 
 
-def new_memory(
-    lease: Lease,
-    trained: Trained,
-    episode: Episode,
-    *,
-    tensor_digest: str,
-    content_digest: str,
-    model: ModelFingerprint,
-    recipe: Recipe,
-    state: MemoryState,
-    reason: str | None,
-    vault: Vault,
-) -> MemoryRow:
-    """The row without its revision, which ``ledger.append`` gives it."""
+def new_memory(made: Publication, episode: Episode, tensor: str, content: str, vault: Vault) -> MemoryRow:
+    """The row without its revision, which ``Change.note`` gives it. ``tensor``, ``content``: the digests."""
+    lease, trained = made.lease, made.trained
     return MemoryRow(
         namespace=episode.namespace,
         id=new_id("mem"),
-        state=state.value,
+        state=made.state.value,
         pinned=False,
-        reason=sealed(vault, episode.namespace, reason),
+        reason=sealed(vault, episode.namespace, made.reason),
         question=vault.seal(episode.namespace, episode.question),
         question_digest=vault.blind(episode.namespace, question_digest(episode.question)),
         subject=lease.job.subject,
@@ -129,12 +201,12 @@ def new_memory(
         task=episode.task,
         episode_id=episode.id,
         job_id=lease.job.id,
-        tensor_digest=tensor_digest,
-        content_digest=content_digest,
+        tensor_digest=tensor,
+        content_digest=content,
         virtual_tokens=trained.prompt.virtual_tokens,
         width=trained.prompt.width,
-        model=asdict(model),
-        recipe=asdict(recipe),
+        model=asdict(made.model),
+        recipe=asdict(made.recipe),
         library_version=version("elm-agent"),
         format_version=FORMAT_VERSION,
         final_vote_share=trained.final.vote_share,

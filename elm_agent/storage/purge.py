@@ -2,7 +2,8 @@
 
 The order makes a crash harmless. One transaction deletes every row and writes the tombstone with the digest of the
 tensor as ``pending``; from its commit on nothing can be found or read. Then files, caches, indexes and the journal
-are cleaned, and ``pending`` is cleared last: whoever comes next (a purge, ``doctor``) finishes what is pending.
+are cleaned, in no transaction, and ``pending`` is cleared last: whoever comes next (a purge, ``doctor``) finishes
+what is pending. ``keeping`` says why a tensor stays that is stored again meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from sqlalchemy.orm import Session
 from elm_agent.errors import IndexUnavailable, InputError
 from elm_agent.protocols import Observer
 from elm_agent.records import EventKind, MemoryState
-from elm_agent.storage.ledger.changes import Change, changing, find_memory
+from elm_agent.storage.keeping import delete_purged, unfinished
+from elm_agent.storage.ledger.changes import Change, changing, check_still_here, find_memory
+from elm_agent.storage.sql.paging import some
 from elm_agent.storage.sql.schema import (
     EpisodeRow,
     EventRow,
@@ -33,7 +36,6 @@ from elm_agent.storage.sql.schema import (
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
 
-ACTOR = "purge"
 _BATCH = 100  # memories of one transaction
 
 
@@ -41,8 +43,8 @@ _BATCH = 100  # memories of one transaction
 class PurgeReport:
     """What was removed, and what may still hold it.
 
-    ``exports``: (memory id, pack id, path) of files that left the bank. ``left``: a sentence for each index whose
-    files could not be cleaned from here.
+    ``exports``: (memory id, pack id, path) of files that left the bank. ``left``: a sentence for the bucket or
+    each index that may keep what was deleted.
     """
 
     namespace: str
@@ -82,13 +84,11 @@ def purge(
     ids = tuple(dict.fromkeys(memory_ids))
     uses = jobs = 0
     done: list[str] = []
-    with bank.database.read() as session:
-        for memory_id in ids if only is None else ():
-            if find_memory(session, namespace, memory_id).pinned and not even_pinned:
-                raise InputError(f"memory {memory_id} is pinned: unpin it before it is purged")
-        exports = _exports(session, namespace, ids)
-    for start in range(0, len(ids), _BATCH):
-        batch = ids[start : start + _BATCH]
+    if only is None:
+        for some_ids in some(ids):
+            _check_all(bank, namespace, some_ids, even_pinned)
+    exports = _exports(bank, namespace, ids)
+    for batch in some(ids, _BATCH):
         with changing(bank.database, namespace, actor=actor, vault=bank.vault) as change:
             for memory_id in batch:
                 if only is not None and not _is(change, memory_id, only):
@@ -111,35 +111,30 @@ def finish(bank: Bank, namespace: str, tell: Observer) -> tuple[int, tuple[str, 
     Returns how many memories it was, and what is left: see ``PurgeReport``. What an index keeps that cannot be
     reached from here stays pending.
     """
-    pending = select(TombstoneRow.memory_id, TombstoneRow.pending).where(
-        TombstoneRow.namespace == namespace, TombstoneRow.pending.is_not(None)
-    )
     with bank.database.read() as session:
-        found = [(memory_id, digest) for memory_id, digest in session.execute(pending) if digest is not None]
+        if found := unfinished(session, namespace):
+            check_still_here(session, namespace)
     if not found:
         return 0, ()
-    for start in range(0, len(found), _BATCH):
-        digests = [digest for _, digest in found[start : start + _BATCH]]
-        # under the namespace's lock: whoever publishes the same bytes holds it when it looks that they are there
-        with changing(bank.database, namespace, actor=ACTOR, vault=bank.vault) as change:
-            named = _named(change.session, namespace, digests)
-            for digest in set(digests) - named:
-                bank.tensors.delete(namespace, digest)
-    bank.drop_caches(namespace, [memory_id for memory_id, _ in found])
+    delete_purged(bank.database, bank.tensors, namespace, found)
+    kept = bank.tensors.keeps_deleted()
+    bank.drop_caches(namespace, {memory_id for memory_id, _ in found})
     tell("purge.files", {"namespace": namespace, "memories": len(found)})
     try:
         unsure = bank.scrub_indexes(namespace)
     except IndexUnavailable as error:
         bank.database.scrub()
-        return len(found), (f"{error}",)
+        return len(found), tuple(sentence for sentence in (kept, str(error)) if sentence is not None)
     cleared = update(TombstoneRow).where(TombstoneRow.namespace == namespace)
     with bank.database.write() as session:
-        for start in range(0, len(found), _BATCH):
-            ids = [memory_id for memory_id, _ in found[start : start + _BATCH]]
+        for ids in some(memory_id for memory_id, _ in found):
             session.execute(cleared.where(TombstoneRow.memory_id.in_(ids)).values(pending=None))
+        check_still_here(session, namespace)
     bank.database.scrub()
     tell("purge.done", {"namespace": namespace, "memories": len(found)})
-    return len(found), tuple(f"the index {name} may keep deleted keys on its disk: see its manual" for name in unsure)
+    left = [] if kept is None else [kept]
+    left += [f"the index {name} may keep deleted keys on its disk: see its manual" for name in unsure]
+    return len(found), tuple(left)
 
 
 def forget(
@@ -147,6 +142,10 @@ def forget(
 ) -> list[Forgotten]:
     """See ``Bank.forget_subject``."""
     names = [namespace] if namespace is not None else [info.name for info in bank.namespaces()]
+    if not dry_run:  # before anything is deleted anywhere
+        with bank.database.read() as session:
+            for name in names:
+                check_still_here(session, name)
     done = [_forget_in(bank, name, subject, actor, dry_run, tell) for name in names]
     if not dry_run:  # also when nothing was found: a pass that was broken off may have deleted jobs and no more
         bank.database.scrub()
@@ -160,6 +159,7 @@ def _forget_in(bank: Bank, namespace: str, subject: str, actor: str, dry_run: bo
         # jobs first: a worker that is at one finds it gone, and what it made is discarded
         with bank.database.write() as session:
             jobs = _count(session, delete(JobRow).where(JobRow.namespace == namespace, JobRow.subject.in_(names)))
+            check_still_here(session, namespace)
     with bank.database.read() as session:
         if dry_run:
             mine = select(func.count()).where(JobRow.namespace == namespace, JobRow.subject.in_(names))
@@ -168,7 +168,7 @@ def _forget_in(bank: Bank, namespace: str, subject: str, actor: str, dry_run: bo
         ids = tuple(session.scalars(of_subject.order_by(MemoryRow.id)))
         asked = select(func.count()).where(UseRow.namespace == namespace, UseRow.subject.in_(names))
         uses = session.scalar(asked) or 0
-        exports = _exports(session, namespace, ids)
+    exports = _exports(bank, namespace, ids)
     if dry_run:
         return Forgotten(namespace, ids, jobs, uses, exports)
     if ids:
@@ -227,22 +227,21 @@ def _count(session: Session, statement: Delete) -> int:
     return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
 
 
-def _exports(session: Session, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
+def _check_all(bank: Bank, namespace: str, ids: Sequence[str], even_pinned: bool) -> None:
+    query = select(MemoryRow.id, MemoryRow.pinned).where(MemoryRow.namespace == namespace, MemoryRow.id.in_(ids))
+    with bank.database.read() as session:
+        pinned = dict(session.execute(query).tuples().all())
+        for memory_id in ids:
+            if memory_id not in pinned:
+                find_memory(session, namespace, memory_id)  # says why it is not there
+            elif pinned[memory_id] and not even_pinned:
+                raise InputError(f"memory {memory_id} is pinned: unpin it before it is purged")
+
+
+def _exports(bank: Bank, namespace: str, ids: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
     found: list[tuple[str, str, str]] = []
-    for start in range(0, len(ids), _BATCH):
-        batch = ids[start : start + _BATCH]
-        query = select(ExportRow).where(ExportRow.namespace == namespace, ExportRow.memory_id.in_(batch))
-        found += [(row.memory_id, row.pack_id, row.path) for row in session.scalars(query)]
+    for some_ids in some(ids):
+        query = select(ExportRow).where(ExportRow.namespace == namespace, ExportRow.memory_id.in_(some_ids))
+        with bank.database.read() as session:
+            found += [(row.memory_id, row.pack_id, row.path) for row in session.scalars(query)]
     return tuple(sorted(found))
-
-
-def _named(session: Session, namespace: str, digests: Sequence[str]) -> set[str]:
-    """Which of the digests a memory that is left still names."""
-    named: set[str] = set()
-    for start in range(0, len(digests), _BATCH):
-        batch = digests[start : start + _BATCH]
-        query = select(MemoryRow.tensor_digest).where(
-            MemoryRow.namespace == namespace, MemoryRow.tensor_digest.in_(batch)
-        )
-        named |= set(session.scalars(query))
-    return named

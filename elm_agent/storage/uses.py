@@ -5,13 +5,18 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, ScalarSelect, func, select, update
 
 from elm_agent.errors import NotFound
+from elm_agent.protocols import Observer
 from elm_agent.records import UseOutcome, UseRecord
 from elm_agent.storage.ledger.changes import check_still_here
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.faults import Refused
 from elm_agent.storage.sql.rows import use_record, use_values
-from elm_agent.storage.sql.schema import MemoryRow, UseRow
+from elm_agent.storage.sql.schema import MemoryRow, NamespaceRow, UseRow
 from elm_agent.storage.vault.base import Vault
+from elm_agent.storage.vault.guard import refuse_readable
+
+USE_STEPS = ("use.before_commit", "use.committed", "outcome.before_commit", "outcome.committed")
+"""Told to an observer, with the ``use_id``; a crash is tested at each of them."""
 
 
 class UseLog:
@@ -21,25 +26,39 @@ class UseLog:
         self._database = database
         self._vault = vault
 
-    def record(self, use: UseRecord) -> None:
-        """Add one use; the same id twice is one use. Raises ``NotFound`` for a memory that is not there."""
+    def record(self, use: UseRecord, tell: Observer) -> None:
+        """Add one use; the same id twice is one use.
+
+        Raises ``NotFound`` for a memory that is not there, or a namespace that is not bound; ``VaultLocked``.
+        """
         values = use_values(use, self._vault)
         try:
             with self._database.write() as session:
                 self._database.add_once(session, UseRow, values, ["namespace", "id"])
                 check_still_here(session, values["memory_namespace"])
+                refuse_readable(session, self._vault, use.namespace)
+                tell("use.before_commit", {"use_id": use.id})
         except Refused:
+            self._check_bound(use.namespace)
             home = use.memory_namespace or use.namespace
             raise NotFound(f"no memory {use.memory_id[:80]!r} in namespace {home[:100]!r} to note a use of") from None
+        tell("use.committed", {"use_id": use.id})
 
-    def settle(self, namespace: str, use_id: str, outcome: UseOutcome) -> None:
+    def settle(self, namespace: str, use_id: str, outcome: UseOutcome, tell: Observer) -> None:
         """Write down the outcome once it is known; the last word counts. Raises ``NotFound``."""
         statement = update(UseRow).where(UseRow.namespace == namespace, UseRow.id == use_id)
         with self._database.write() as session:
             found = session.execute(statement.values(outcome=outcome.value).returning(UseRow.id)).first()
             check_still_here(session, namespace)
-        if found is None:
-            raise NotFound(f"no use {use_id[:80]!r} in namespace {namespace[:100]!r}")
+            if found is None:
+                raise NotFound(f"no use {use_id[:80]!r} in namespace {namespace[:100]!r}")
+            tell("outcome.before_commit", {"use_id": use_id})
+        tell("outcome.committed", {"use_id": use_id})
+
+    def _check_bound(self, namespace: str) -> None:
+        with self._database.read() as session:
+            if session.get(NamespaceRow, namespace) is None:
+                raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first")
 
     def list(self, namespace: str, memory_id: str | None, limit: int | None) -> list[UseRecord]:
         """Newest first."""

@@ -81,10 +81,12 @@ class MoveReport:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """``names``: to be copied. ``unfinished``: the source has handed them over, the target is to be activated."""
+    """``names``: to be copied. ``unfinished``: the source has handed them over, the target is to be activated.
+    ``done``: the target has them, and only its indexes may not be clean."""
 
     names: tuple[str, ...] = field(default=())
     unfinished: tuple[str, ...] = field(default=())
+    done: tuple[str, ...] = field(default=())
 
 
 def move(
@@ -117,14 +119,15 @@ def move(
     if dry_run:
         tensors = TensorCopy(source.tensors, target.tensors, plan.names, lambda *_: None).count(source.database.read)
         return MoveReport(source=here, target=there, namespaces=plan.names, moved=False, rows=rows, tensors=tensors)
+    index = _feed(target, plan.done)
     if plan.unfinished:
-        _activate(target, plan.unfinished, None, tell)
+        index = _take_over(source, target, plan.unfinished, None, tell)
     if not plan.names:
+        moved = bool(plan.unfinished)
         return MoveReport(
-            source=here, target=there, namespaces=plan.unfinished, moved=bool(plan.unfinished), rows={}, tensors=0
+            source=here, target=there, namespaces=plan.unfinished, moved=moved, rows={}, tensors=0, index=index
         )
-    report = _Move(source, target, plan.names, here, there, tell).run(actor=actor, keep=keep, rows=rows)
-    return report
+    return _Move(source, target, plan.names, here, there, tell).run(actor=actor, keep=keep, rows=rows)
 
 
 def place(database: Database) -> str:
@@ -163,8 +166,7 @@ class _Move:
             self._tell("move.before_commit", {"rows": whole(tallies).rows})
         held = time.monotonic() - began
         self._tell("move.committed", {"held_seconds": held})
-        self._clean()
-        _activate(target, self._names, actor if keep else None, self._tell)
+        index = _take_over(source, target, self._names, actor if keep else None, self._tell)
         return MoveReport(
             source=self._here,
             target=self._there,
@@ -176,7 +178,7 @@ class _Move:
             passes=passes,
             held_seconds=held,
             digest=str(whole(tallies)),
-            index=self._feed(),
+            index=index,
         )
 
     def _pass(self, read: Read, rows: dict[str, int], *, strict: bool) -> tuple[int, Tallies]:
@@ -214,24 +216,6 @@ class _Move:
                     f"{place(database)} ({report.broken.problem}): nothing was moved; see `elm-agent audit verify`"
                 )
 
-    def _clean(self) -> None:
-        """What was purged while it was copied, or since the bank left this target, leaves no trace in it."""
-        self._tensors.drop_purged(self._target.database)
-        self._target.database.scrub()
-
-    def _feed(self) -> str | None:
-        target = self._target
-        with target.database.read() as session:
-            purged = set(session.scalars(select(TombstoneRow.namespace).distinct()))
-        try:
-            for name in sorted(purged & set(self._names)):
-                target.scrub_indexes(name)
-            if target.durable is not None and target.uses_durable():
-                target.feed()
-        except IndexUnavailable as error:
-            return str(error)
-        return None
-
     def _paged(self, what: str, count: int) -> None:
         self._done += count
         self._tell("move.batch", {"what": what, "done": self._done, "total": max(self._total, self._done)})
@@ -244,7 +228,9 @@ def _plan(source: Database, target: Database, here: str, there: str) -> _Plan:
         others = {row.name: row for row in session.scalars(select(NamespaceRow))}
     if not found:
         raise InputError(f"there is nothing to move: {here} has no namespace")
-    names, unfinished = [], []
+    names: list[str] = []
+    unfinished: list[str] = []
+    done: list[str] = []
     for row in found:
         other = others.get(row.name)
         handed_over = other is not None and row.moved_to == there
@@ -256,7 +242,7 @@ def _plan(source: Database, target: Database, here: str, there: str) -> _Plan:
                 f"for {row.model_name!r}: move to another target"
             )
         if handed_over:
-            unfinished += [row.name] if other is not None and other.moved_to == here else []
+            (unfinished if other is not None and other.moved_to == here else done).append(row.name)
         elif other is None or other.moved_to == here:
             names.append(row.name)
         else:
@@ -264,7 +250,34 @@ def _plan(source: Database, target: Database, here: str, there: str) -> _Plan:
                 f"namespace {row.name!r} is in the target {there} already, with content of its own: move to an "
                 "empty target"
             )
-    return _Plan(tuple(names), tuple(unfinished))
+    return _Plan(tuple(names), tuple(unfinished), tuple(done))
+
+
+def _take_over(
+    source: Bank, target: Bank, names: Collection[str], copied_by: str | None, tell: Observer
+) -> str | None:
+    """What follows the commit, and is done by the next run if this one is killed; see ``MoveReport.index``.
+
+    What was purged while it was copied, or since the bank left this target, leaves no trace in it: its tensors and
+    the journal are cleaned before the target takes changes, its indexes after, for they may be out of reach.
+    """
+    TensorCopy(source.tensors, target.tensors, names, lambda *_: None).drop_purged(target.database)
+    target.database.scrub()
+    _activate(target, names, copied_by, tell)
+    return _feed(target, names)
+
+
+def _feed(target: Bank, names: Collection[str]) -> str | None:
+    with target.database.read() as session:
+        purged = set(session.scalars(select(TombstoneRow.namespace).distinct()))
+    try:
+        for name in sorted(purged & set(names)):
+            target.scrub_indexes(name)
+        if names and target.durable is not None and target.uses_durable():
+            target.feed()
+    except IndexUnavailable as error:
+        return str(error)
+    return None
 
 
 def _activate(target: Bank, names: Collection[str], copied_by: str | None, tell: Observer) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import select, tuple_
 
 from elm_agent.errors import StorageError, TensorCorrupt, TensorMissing
 from elm_agent.protocols import TensorStore
 from elm_agent.records import EventKind
+from elm_agent.storage.keeping import is_named
 from elm_agent.storage.moving.rows import PAGE, Paged, Read
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.schema import EventRow, MemoryRow
@@ -53,7 +54,7 @@ class TensorCopy:
             if (
                 namespace in self._names
                 and digest in self._there(namespace)
-                and not _is_named(database, namespace, digest)
+                and not is_named(database, namespace, digest)
             ):
                 self._target.delete(namespace, digest)
 
@@ -99,9 +100,3 @@ class TensorCopy:
             if len(page) < PAGE:
                 return
             after = query.where(tuple_(*key) > tuple_(*page[-1][:2]))
-
-
-def _is_named(database: Database, namespace: str, digest: str) -> bool:
-    query = select(func.count()).where(MemoryRow.namespace == namespace, MemoryRow.tensor_digest == digest)
-    with database.read() as session:
-        return bool(session.scalar(query))

@@ -130,7 +130,10 @@ class FsspecTensors:
 
     def keeps_deleted(self) -> str | None:
         """Whether the bucket of an S3 store has versions, as the server says. Other stores are not asked."""
-        return versions_kept(self._fs, self._root, self._place) if self._scheme in ("s3", "s3a") else None
+        if self._scheme not in ("s3", "s3a"):
+            return None
+        with self._explained("whether deleted tensors are kept could not be asked"):
+            return versions_kept(self._fs, self._root, self._place)
 
     def forget(self, namespace: str, digest: str) -> bool:
         """Remove this machine's cached copy; whether there was one."""
@@ -214,8 +217,8 @@ class FsspecTensors:
                 return False
             if time.monotonic() - began > _DELETE_WITHIN:
                 raise StoreBusy(
-                    f"a deletion at {self._place} was held up for over {_DELETE_WITHIN:g} s and given up, for its mark "
-                    "may no longer hold: run the same command again"
+                    f"a deletion at {self._place} was held up for over {_DELETE_WITHIN:g} s and given up, for it may "
+                    "meet what is stored anew: run the same command again"
                 )
             self._fs.rm_file(path)
         finally:

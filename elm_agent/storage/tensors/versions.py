@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-_NO_VERSIONS = {errno.ENOSYS, errno.EOPNOTSUPP}
-_UNKNOWN = ("NotImplemented", "MethodNotAllowed", "not implemented", "not supported")
+_UNKNOWN = ("NotImplemented", "MethodNotAllowed")
 
 
 def versions_kept(file_system: Any, root: str, place: str) -> str | None:
@@ -17,14 +16,16 @@ def versions_kept(file_system: Any, root: str, place: str) -> str | None:
     bucket = root.partition("/")[0]
     try:
         status = file_system.call_s3("get_bucket_versioning", Bucket=bucket).get("Status")
-    except Exception as error:  # the library has exceptions of several kinds, without a common root
-        if getattr(error, "errno", None) in _NO_VERSIONS or any(word in str(error) for word in _UNKNOWN):
-            return None  # a server without versions
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except PermissionError as error:
+        reason = " ".join(str(error).split())[:200]
         return (
             f"the bucket of {place} may keep versions of what was deleted: it does not say ({reason}); allow "
             "s3:GetBucketVersioning to have it looked at"
         )
+    except OSError as error:
+        if error.errno == errno.ENOSYS or any(word in str(error) for word in _UNKNOWN):
+            return None  # a server without versions
+        raise
     if not status:
         return None
     return (

@@ -2,8 +2,8 @@
 
 Every step may be the last one. A batch is one transaction; a tensor is stored under its new digest before the
 transaction that names it, and the old one is deleted after the commit. What a killed rotation leaves is a tensor that
-no row names (`elm-agent doctor` collects it) and rows under the old key, which stays until nothing needs it; the next
-rotation goes on where this one stopped. A process that still knows only the old key may go on sealing with it.
+no row names and rows under the old key, which stays until nothing needs it; the next rotation collects the one and
+goes on with the others. A process that still knows only the old key may go on sealing with it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import func, or_, select
@@ -20,6 +21,7 @@ from elm_agent.errors import InputError, StorageError, TensorMissing, VaultLocke
 from elm_agent.protocols import Observer
 from elm_agent.records import EventKind
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.keeping import UNNAMED_SECONDS, is_named
 from elm_agent.storage.ledger.changes import changing
 from elm_agent.storage.sql.schema import JobRow, MemoryRow, VaultKeyRow
 from elm_agent.storage.vault import sealed_columns
@@ -112,6 +114,7 @@ class _Rotation:
         self.vault.ensure(self.namespace)
         self.version, self.began = self._begin()
         self.vault.ring(self.namespace)  # from here on this process seals with the new key
+        self._collect()
         self.total = self._count()
         for _ in range(_PASSES):
             before = self.rows
@@ -124,6 +127,18 @@ class _Rotation:
         self.bank.database.scrub()
         left = tuple(sorted(self.left.items()))
         return Resealed(self.namespace, self.version, self.rows, self.tensors, left, retired, finished)
+
+    def _collect(self) -> None:
+        """Delete what a rotation left that was killed between a commit and its deletions.
+
+        As the doctor does: what was stored within the last hour may be about to be named.
+        """
+        stored = set(self.bank.tensors.digests(self.namespace))  # before the rows, which name what comes meanwhile
+        named = select(MemoryRow.tensor_digest).where(MemoryRow.namespace == self.namespace)
+        with self.bank.database.read() as session:
+            left = stored - set(session.scalars(named))
+        for digest in sorted(left):
+            self._delete(digest, older_than_seconds=UNNAMED_SECONDS)
 
     def _begin(self) -> tuple[int, datetime]:
         """The version to seal with, and since when it is there."""
@@ -207,14 +222,11 @@ class _Rotation:
         self.tell("rotate.tensor_durable", {"namespace": self.namespace, "memory_id": row.id})
         return digest
 
-    def _delete(self, digest: str) -> None:
+    def _delete(self, digest: str, older_than_seconds: float | None = None) -> None:
         """Readers that were about to open it look again at the memory, which names another one by now."""
-        named = select(MemoryRow.id).where(MemoryRow.namespace == self.namespace, MemoryRow.tensor_digest == digest)
-        with self.bank.database.read() as session:
-            if session.scalar(named.limit(1)) is not None:
-                return
-        self.bank.tensors.delete(self.namespace, digest)
-        self.tell("rotate.deleted", {"namespace": self.namespace, "digest": digest})
+        named = partial(is_named, self.bank.database, self.namespace, digest)
+        if self.bank.tensors.delete(self.namespace, digest, older_than_seconds=older_than_seconds, unless=named):
+            self.tell("rotate.deleted", {"namespace": self.namespace, "digest": digest})
 
     def _reseal(self, session: Session, table: SealedTable, row: Any) -> bool:
         name = f"{table.row.__tablename__} {getattr(row, table.key)}"

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bank_helpers import MODEL, RECIPE, trained, unit
-from sqlalchemy import text
+from sqlalchemy import event, insert, text
 from sqlalchemy.orm import Session
 
-from elm_agent.errors import InputError, LeaseLost, NotFound, StorageError, TensorMissing
+from elm_agent.errors import BankMoved, InputError, LeaseLost, NotFound, StorageError
 from elm_agent.records import EventKind, Hit, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.storage import purge
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.indexes.chroma import ChromaIndex
+from elm_agent.storage.keeping import DELETED
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.rows import use_values
-from elm_agent.storage.sql.schema import Base, MemoryRow, UseRow
+from elm_agent.storage.sql.schema import Base, MemoryRow, NamespaceRow, TombstoneRow, UseRow
 from elm_agent.storage.tensors.local import LocalTensors
 
 X, Y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
@@ -223,6 +227,46 @@ def test_forgetting_a_subject(bank: Bank) -> None:
     assert chain.verify(bank.database, "default").broken is None
 
 
+def test_a_bank_that_was_moved_away_forgets_nothing(bank: Bank) -> None:
+    """Also in the namespaces that are still here: all of it or nothing."""
+    publish(bank, "mine", subject="Ada Lovelace")
+    bank.bind("a", MODEL)
+    for name in ("a", "default"):
+        bank.jobs.enqueue(name, "later", task="math", model_id=MODEL.id, recipe=RECIPE, subject="Ada Lovelace")
+    with bank.database.write() as session:
+        session.get_one(NamespaceRow, "default").moved_to = "elsewhere"
+    before = rows_with(bank, "Ada Lovelace")
+    for namespace in (None, "default"):
+        with pytest.raises(BankMoved):
+            bank.forget_subject("Ada Lovelace", namespace=namespace, actor="t")
+    assert rows_with(bank, "Ada Lovelace") == before
+    assert len(bank.jobs.list("a")) == 1
+
+
+def test_forty_thousand_at_once(bank: Bank) -> None:
+    """More than a statement takes parameters."""
+
+    def as_sold(connection: Any, _record: object) -> None:
+        if hasattr(connection, "setlimit"):  # some builds of SQLite take more
+            connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 32_766)
+
+    bank.database.engine.dispose()
+    event.listen(bank.database.engine, "connect", as_sold)
+    kept, gone = publish(bank, "one", seed=1), publish(bank, "two", seed=2)
+    unknown = [f"mem_{n}" for n in range(40_000)]
+    assert bank.evict("default", dict.fromkeys([*unknown, gone]), actor="t") == [gone]
+    with pytest.raises(NotFound, match="mem_39999"):
+        bank.purge("default", [kept, gone, unknown[-1]], actor="t", reason=None)
+    only: dict[str, Any] = {"only": MemoryState.RETIRED, "actor": "t", "reason": None}
+    report = purge.purge(bank, "default", [*unknown, kept, gone], **only, tell=lambda *_: None)
+    assert report.memory_ids == (gone,)
+    pending = {"namespace": "default", "revision": 1, "actor": "t", "purged_at": utcnow(), "pending": DELETED}
+    with bank.database.write() as session:
+        session.execute(insert(TombstoneRow), [{**pending, "memory_id": name} for name in unknown])
+    assert bank.finish_purges("default") == 40_000
+    assert bank.finish_purges("default") == 0
+
+
 def test_many_are_evicted_at_once(bank: Bank) -> None:
     first, second, third = (publish(bank, f"q{n}", seed=n) for n in range(3))
     bank.pin("default", second, True, actor="t")
@@ -232,25 +276,6 @@ def test_many_are_evicted_at_once(bank: Bank) -> None:
     evicted = bank.memory("default", first)
     assert (evicted.state, evicted.reason) == (MemoryState.RETIRED, "old")
     assert evicted.state_since == evicted.updated_at > evicted.created_at
-
-
-def test_bytes_that_are_purged_while_they_are_published_again_are_not_lost_unseen(bank: Bank) -> None:
-    """The tensor of the new memory is put, then a purge takes the same bytes away: the job is tried again."""
-    first = publish(bank, "one", seed=1)
-    bank.jobs.enqueue("default", "the same again", task="math", model_id=MODEL.id, recipe=RECIPE)
-    lease = bank.jobs.claim("worker", lease_seconds=60)
-    assert lease is not None
-
-    def purge(step: str, _: dict[str, object]) -> None:
-        if step == "tensor.durable":
-            bank.purge("default", [first], actor="t", reason=None)
-
-    made = {"task": "math", "model": MODEL, "recipe": RECIPE, "state": MemoryState.ACTIVE, "reason": None}
-    with pytest.raises(TensorMissing):
-        bank.publish(lease, trained(X, seed=1), **made, observe=purge)
-    assert bank.memories("default") == []
-    memory = bank.publish(lease, trained(X, seed=1), **made)
-    assert bank.prompt("default", memory.id).virtual_tokens == 2
 
 
 def test_an_index_that_is_not_open_here_is_named_and_cleaned_later(database: Database, tmp_path: Path) -> None:

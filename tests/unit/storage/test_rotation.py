@@ -1,6 +1,8 @@
 """Rotation of master and data keys: everything is sealed anew, nothing is lost, others go on meanwhile."""
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -291,6 +293,27 @@ def test_a_killed_rotation_goes_on(bank: Bank, database: Database, folder: Path)
     done = rotate_data(bank, "default")
     assert (done.version, done.finished) == (2, True)
     assert everything(bank) == before
+
+
+@pytest.mark.parametrize("hours", [0, 2])
+def test_the_next_rotation_deletes_what_a_killed_one_left(bank: Bank, folder: Path, hours: int) -> None:
+    """But not what is so young that somebody may be about to name it."""
+    fill(bank)
+    old = set(bank.tensors.digests("default"))
+    for path in folder.rglob("*.safetensors"):
+        os.utime(path, (time.time() - hours * 3600,) * 2)
+
+    def stop(name: str, _detail: dict[str, Any]) -> None:
+        if name == "rotate.committed" and set(bank.tensors.digests("default")) > old:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rotate_data(bank, "default", observe=stop)
+    young = bank.tensors.put("default", b"about to be named")
+    assert rotate_data(bank, "default").finished
+    named = {memory.tensor_digest for memory in bank.memories("default")}
+    assert not named & old
+    assert set(bank.tensors.digests("default")) == named | {young} | (old if hours == 0 else set())
 
 
 def test_agents_go_on_meanwhile(bank: Bank, database: Database, folder: Path) -> None:
