@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.moving.move import move
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.tensors.local import LocalTensors
 
 
 def open_bank(url: str, tensors: Path) -> Bank:
-    return Bank(Database.open(url), LocalTensors(tensors), index="exact")
+    """With files of its index beside the tensors."""
+    index = ExactIndex(tensors.with_name(f"{tensors.name}-index"), keep_above=1)
+    return Bank(Database.open(url), LocalTensors(tensors), index="exact", exact=index)
 
 
 def start(source: tuple[str, Path], target: tuple[str, Path], *, step: str, nth: int) -> ForkServerProcess:

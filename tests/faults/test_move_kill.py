@@ -11,7 +11,7 @@ import pytest
 
 from elm_agent.bench import filling
 from elm_agent.errors import BankMoved, NotFound
-from elm_agent.records import EventKind
+from elm_agent.records import EventKind, KeyKind
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.health.doctor import examine
 from elm_agent.storage.ledger import chain
@@ -43,6 +43,33 @@ def test_killed_while_moving(database_url: str, tmp_path: Path, step: str, nth: 
     assert examine(target).clean
     source.close()
     target.close()
+
+
+@pytest.mark.parametrize("step", ["move.before_commit", "move.committed", "move.activated"])
+def test_what_was_purged_elsewhere_is_gone_however_the_way_back_ends(
+    database_url: str, tmp_path: Path, step: str
+) -> None:
+    """The bank goes away, loses a memory there, comes back; the old place still had its tensor, and its snapshots."""
+    home_at, away_at = (f"sqlite:///{tmp_path / 'local.sqlite'}", tmp_path / "a"), (database_url, tmp_path / "b")
+    home, away = dying_mover.open_bank(*home_at), dying_mover.open_bank(*away_at)
+    victim = home.memory("first", sorted(_fill(home)["first"])[0])
+    key = home.keys("first", victim.id).input
+    assert home.nearest("first", KeyKind.INPUT, key, 1)[0].memory_id == victim.id, "it is in the files of the index"
+    move(home, away, actor="mover")
+    away.purge("first", [victim.id], actor="test", reason="private")
+    home.close()
+    process = dying_mover.start(away_at, home_at, step=step, nth=1)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    home = dying_mover.open_bank(*home_at)
+    move(away, home, actor="mover")
+    assert victim.tensor_digest not in set(home.tensors.digests("first"))
+    texts = [victim.question.encode(), key.tobytes()]
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != tmp_path / "b"]
+    assert not [path for path in files for text in texts if text in path.read_bytes()]
+    assert examine(home).clean
+    away.close()
+    home.close()
 
 
 def _fill(bank: Bank) -> dict[str, set[str]]:
