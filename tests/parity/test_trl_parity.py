@@ -1,0 +1,225 @@
+"""The native step against TRL's on the same rollouts: log-probabilities, loss, KL, gradients, and ten steps on.
+
+The gates: log-probabilities within 1e-4, loss and KL within 1e-5 relative, gradients with a cosine of at least
+0.9999, prompts after ten steps with a cosine of at least 0.999 (and what was learned as well, which says more).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("trl", reason="TRL is not installed: pip install 'elm-agent[trl]'")
+
+import trl.trainer.grpo_trainer as trl_grpo
+
+from elm_agent.models.decoding import Row
+from elm_agent.models.engine import LocalModel
+from elm_agent.models.loading import load_pretrained
+from elm_agent.protocols import Task, Trained
+from elm_agent.records import Recipe
+from elm_agent.tasks import get_task
+from elm_agent.testing.tiny import write_tiny_model
+from elm_agent.training import GrpoTrainer, grpo, numerics, trl_run
+from elm_agent.training.trl_trainer import TrlTrainer
+
+QUESTION = "What is 7 times 8?"
+TINY = [[40, 41, 42, 43, 44, 45, 46], [50, 51, 258], [40, 41, 42, 43, 44, 45, 46], [60, 61, 62, 63, 64]]
+"""Completions of four lengths and ends; the first and the third agree, so they are the majority."""
+
+
+@dataclass
+class Seen:
+    """What passed through one back end, a list item for each step."""
+
+    logprobs_GT: list[torch.Tensor] = field(default_factory=list)  # policy, nats
+    gradients_VE: list[torch.Tensor] = field(default_factory=list)  # before clipping
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[LocalModel]:
+    folder = write_tiny_model(tmp_path / "tiny")
+    yield from opened(str(folder))
+
+
+@pytest.fixture
+def small() -> Iterator[LocalModel]:
+    yield from opened("smollm2-135m")
+
+
+def opened(name: str) -> Iterator[LocalModel]:
+    loaded = load_pretrained(name, device="cpu", dtype="float32", offline=True)
+    model = LocalModel(loaded.model, loaded.tokenizer, loaded.fingerprint)
+    yield model
+    model.close()
+
+
+def train_native(
+    model: LocalModel, task: Task, recipe: Recipe, patch: pytest.MonkeyPatch, given: list[list[list[int]]] | None
+) -> tuple[Trained, Seen, list[list[list[int]]]]:
+    """Train with the completions of ``given`` (steps of groups of ids), or sample; returns what was drawn too."""
+    seen, drawn = Seen(), []
+    sample, logprobs, descend = grpo.sample_group, grpo.completion_logprobs, grpo.descend
+
+    def sampled(*arguments: Any, seed: int, step: int) -> list[Row]:
+        if given is None:
+            rows = sample(*arguments, seed=seed, step=step)
+        else:
+            rows = [
+                Row(max_new_tokens=recipe.max_new_tokens, tokens=list(tokens), finished=tokens[-1] in model.end_ids)
+                for tokens in given[step]
+            ]
+        drawn.append([list(row.tokens) for row in rows])
+        return rows
+
+    def spied(*arguments: Any) -> torch.Tensor:
+        found: torch.Tensor = logprobs(*arguments)
+        if found.requires_grad:
+            seen.logprobs_GT.append(found.detach().clone())
+        return found
+
+    def descended(prompt_VE: torch.Tensor, *arguments: Any) -> float:
+        assert prompt_VE.grad is not None
+        seen.gradients_VE.append(prompt_VE.grad.clone())
+        return descend(prompt_VE, *arguments)
+
+    with patch.context() as inside:
+        inside.setattr(grpo, "sample_group", sampled)
+        inside.setattr(grpo, "completion_logprobs", spied)
+        inside.setattr(grpo, "descend", descended)
+        trained = GrpoTrainer(model, task).train(QUESTION, recipe=replace(recipe, trainer="native"), seed=3)
+    return trained, seen, drawn
+
+
+def train_trl(
+    model: LocalModel,
+    task: Task,
+    recipe: Recipe,
+    patch: pytest.MonkeyPatch,
+    given: list[list[list[int]]],
+    **options: Any,
+) -> tuple[Trained, Seen]:
+    seen = Seen()
+    run = trl_run.GroupRun
+    per_token, training_step = run._get_per_token_logps_and_entropies, run.training_step
+
+    def spied(self: Any, *arguments: Any, **more: Any) -> Any:
+        found = per_token(self, *arguments, **more)
+        if found[0].requires_grad:
+            seen.logprobs_GT.append(found[0].detach().clone())
+        return found
+
+    def stepped(self: Any, *arguments: Any, **more: Any) -> Any:
+        result = training_step(self, *arguments, **more)
+        seen.gradients_VE.append(self.prompt_VE.grad.clone())
+        return result
+
+    with patch.context() as inside:
+        inside.setattr(run, "_generate_single_turn", lambda self, *_: (given[self.state.global_step], None))
+        inside.setattr(run, "_get_per_token_logps_and_entropies", spied)
+        inside.setattr(run, "training_step", stepped)
+        inside.setattr(trl_grpo, "shuffle_sequence_dict", lambda batch: batch)  # rows stay in order
+        trainer = TrlTrainer(model, task, **options)
+        return trainer.train(QUESTION, recipe=replace(recipe, trainer="trl"), seed=3), seen
+
+
+def cosine(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(left.flatten().double(), right.flatten().double(), dim=0))
+
+
+def check_one_step(
+    model: LocalModel, task: Task, recipe: Recipe, patch: pytest.MonkeyPatch, group: list[list[int]]
+) -> None:
+    native, ours, _ = train_native(model, task, recipe, patch, [group])
+    reference, theirs = train_trl(model, task, recipe, patch, [group])
+    mask_GT = grpo.completions(group, model.network.device)[1]
+    difference = float((ours.logprobs_GT[0] - theirs.logprobs_GT[0])[mask_GT].abs().max())
+    here, there = native.final, reference.final
+    assert [r.reward for r in native.rollouts] == [r.reward for r in reference.rollouts]
+    assert 0 < here.vote_share < 1  # or there would be no gradient to compare
+    direction = cosine(ours.gradients_VE[0], theirs.gradients_VE[0])
+    print(  # `pytest -s` shows how far from the gates
+        f"\nlog-probabilities within {difference:.1e}, loss {here.loss:.9g} and {there.loss:.9g}, "
+        f"KL {here.kl:.9g} and {there.kl:.9g}, gradient cosine 1 - {1 - direction:.1e}"
+    )
+    assert difference <= 1e-4
+    assert here.loss == pytest.approx(there.loss, rel=1e-5, abs=1e-9)
+    assert here.kl == pytest.approx(there.kl, rel=1e-5)
+    assert direction >= 0.9999
+    assert here.grad_norm == pytest.approx(there.grad_norm, rel=1e-4)
+
+
+def check_ten_steps(model: LocalModel, task: Task, recipe: Recipe, patch: pytest.MonkeyPatch) -> None:
+    native, _, drawn = train_native(model, task, recipe, patch, None)
+    reference, _ = train_trl(model, task, recipe, patch, drawn)
+    initial_VE = numerics.initial_prompt(model.text_embeddings(QUESTION), recipe.virtual_tokens)
+    ours_VE, theirs_VE = native.prompt.prompt_VE, reference.prompt.prompt_VE
+    same, learned = cosine(ours_VE, theirs_VE), cosine(ours_VE - initial_VE, theirs_VE - initial_VE)
+    print(f"\nprompts 1 - {1 - same:.1e}, what was learned 1 - {1 - learned:.1e}")
+    assert len(drawn) == 10
+    assert not torch.equal(ours_VE, initial_VE)
+    assert same >= 0.999
+    assert learned >= 0.999
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_a_step_of_the_tiny_model(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch, beta: float) -> None:
+    recipe = Recipe(
+        rollouts=4, steps=1, max_new_tokens=7, virtual_tokens=5, temperature=0.8, learning_rate=0.01, beta=beta
+    )
+    check_one_step(tiny, get_task("text"), recipe, monkeypatch, TINY)
+
+
+def test_ten_steps_of_the_tiny_model(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(rollouts=8, steps=10, max_new_tokens=3, virtual_tokens=5, learning_rate=0.01, beta=0.05)
+    check_ten_steps(tiny, FirstCharacter(), recipe, monkeypatch)
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"micro_batch": 2}])
+def test_checkpointing_and_micro_batches_change_nothing(
+    tiny: LocalModel, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    recipe = Recipe(rollouts=4, steps=2, max_new_tokens=7, virtual_tokens=5, learning_rate=0.01, beta=0.3)
+    plain, _ = train_trl(tiny, get_task("text"), recipe, monkeypatch, [TINY, TINY])
+    other, _ = train_trl(tiny, get_task("text"), recipe, monkeypatch, [TINY, TINY], **options)
+    assert torch.allclose(plain.prompt.prompt_VE, other.prompt.prompt_VE, atol=1e-6)
+    assert other.final.loss == pytest.approx(plain.final.loss, rel=1e-5)
+
+
+@pytest.mark.model
+def test_a_step_of_the_embedded_model(small: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(rollouts=4, steps=1, max_new_tokens=12, temperature=0.8, beta=0.05)
+    texts = ["The answer is 56", "56", "\\boxed{54}", "7 times 8 is 56."]
+    group = [
+        small.tokenizer(text, add_special_tokens=False)["input_ids"][:11] + [small.end_ids[-1]] for text in texts
+    ]
+    check_one_step(small, get_task("number"), recipe, monkeypatch, group)
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.skipif("ELM_TEST_PARITY" not in os.environ, reason="takes minutes: set ELM_TEST_PARITY=1")
+def test_ten_steps_of_the_embedded_model(small: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(rollouts=4, steps=10, max_new_tokens=8, temperature=1.0, beta=0.01)
+    check_ten_steps(small, get_task("number"), recipe, monkeypatch)
+
+
+class FirstCharacter:
+    """A task whose answer is the kind of the first character: votes of a random model are then mixed."""
+
+    name = "first"
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": question}]
+
+    def extract(self, text: str) -> str | None:
+        return "letter" if text[:1].isalpha() else "other"
+
+    def equivalent(self, left: str, right: str) -> bool:
+        return left == right
