@@ -18,7 +18,7 @@ import pytest
 from bank_model import NAMES, Job, Memory, Model, Use
 from bank_places import Place
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from elm_agent.errors import NotFound
 from elm_agent.protocols import Trained
@@ -80,7 +80,6 @@ class BankBesideModel(RuleBasedStateMachine):
         self.owner, self.second = place.open(), None
         self.bank: Bank = self.owner
 
-    @initialize()
     def bind(self) -> None:
         for name in NAMES:
             self.bank.bind(name, MODEL)
@@ -140,7 +139,7 @@ class BankBesideModel(RuleBasedStateMachine):
             self.steps.seconds["(comparing everything)"] += time.perf_counter() - done
 
     def compare_counts(self) -> None:
-        found = {info.name: +Counter(info.counts) for info in self.bank.namespaces()}
+        found = {name: +Counter(counts) for name, counts in self.bank.memory_counts().items()}
         assert found == {name: +self.model.counts(name) for name in NAMES}
         states = Counter(job.state for job in self.model.jobs.values())
         assert +Counter(self.bank.jobs.counts()) == +states

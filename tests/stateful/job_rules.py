@@ -17,7 +17,7 @@ from bank_beside_model import (
 )
 from bank_model import ATTEMPTS, Job, Memory
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition
+from hypothesis.stateful import initialize, precondition
 
 from elm_agent.errors import InputError, LeaseLost, NotFound
 from elm_agent.records import JobState, MemoryRecord, MemoryState
@@ -25,10 +25,33 @@ from elm_agent.storage.queue.jobs import Lease
 
 _HOUR, _OVER = 3600.0, -1.0  # seconds of a lease
 
+states = st.sampled_from((MemoryState.ACTIVE, MemoryState.CANDIDATE))
+
 
 class JobRules(BankBesideModel):
+    @initialize(some=st.lists(st.tuples(names, questions, people, seeds), max_size=8))
+    def learn_a_little(self, some: list[tuple[str, str, str | None, int]]) -> None:
+        """Not counted: so that there is something to begin with, whichever rules Hypothesis leaves out."""
+        self.bind()
+        for name, question, subject, seed in some:
+            self._enqueue(name, question, subject, 0)
+            if seed % 3:
+                self._claim(_HOUR, None)
+                self._publish_one(0, seed, MemoryState.ACTIVE if seed % 2 else MemoryState.CANDIDATE)
+
     @step(name=names, question=questions, subject=people, priority=st.sampled_from((0, 0, 0, 1)))
     def enqueue(self, name: str, question: str, subject: str | None, priority: int) -> None:
+        self._enqueue(name, question, subject, priority)
+
+    @step(name=names, question=questions, subject=people, seed=seeds, state=states)
+    def learn(self, name: str, question: str, subject: str | None, seed: int, state: MemoryState) -> None:
+        """A question, and a worker's whole pass over what comes next; it may have other jobs at hand."""
+        self._enqueue(name, question, subject, 0)
+        self._claim(_HOUR, MODEL.id)
+        if self.model.running():
+            self._publish_one(seed, seed, state)
+
+    def _enqueue(self, name: str, question: str, subject: str | None, priority: int) -> None:
         known = {(job.namespace, job.question): job_id for job_id, job in self.model.jobs.items()}
         options = {"task": "math", "model_id": MODEL.id, "recipe": RECIPE, "max_attempts": ATTEMPTS}
         job, created = self.bank.jobs.enqueue(name, question, subject=subject, priority=priority, **options)
@@ -41,6 +64,9 @@ class JobRules(BankBesideModel):
 
     @step(seconds=st.sampled_from((_HOUR, _HOUR, _OVER)), model_id=st.sampled_from((None, MODEL.id)))
     def claim(self, seconds: float, model_id: str | None) -> None:
+        self._claim(seconds, model_id)
+
+    def _claim(self, seconds: float, model_id: str | None) -> None:
         assert self.bank.jobs.claim("worker", lease_seconds=_HOUR, model_id="another model") is None
         expected = self.model.claim()
         lease = self.bank.jobs.claim("worker", lease_seconds=seconds, model_id=model_id)
@@ -59,8 +85,11 @@ class JobRules(BankBesideModel):
         job.lost = False
 
     @precondition(lambda self: self.model.running())
-    @step(pick=picks, seed=seeds, state=st.sampled_from((MemoryState.ACTIVE, MemoryState.CANDIDATE)))
+    @step(pick=picks, seed=seeds, state=states)
     def publish(self, pick: int, seed: int, state: MemoryState) -> None:
+        self._publish_one(pick, seed, state)
+
+    def _publish_one(self, pick: int, seed: int, state: MemoryState) -> None:
         job_id, job = self.running(pick)
         assert job.lease is not None
         made = self._publish(job.lease, job.question, seed, state)

@@ -19,10 +19,11 @@ from elm_agent.storage import upkeep
 from elm_agent.storage.packs.transfer import NO_QUESTION, export_pack, import_pack
 from elm_agent.storage.vault import rotation
 
-_SOMETIMES, _SELDOM = 5, 15  # steps between two
+_SOMETIMES, _SELDOM, _RARELY = 5, 15, 40  # steps between two
 
 
 class WholeRules(BankBesideModel):
+    @precondition(lambda self: self.rested("go_to_the_other_bank", _SOMETIMES))
     @step()
     def go_to_the_other_bank(self) -> None:
         """Two are open on one place, as those of an agent and a worker are; each has caches of its own."""
@@ -36,7 +37,7 @@ class WholeRules(BankBesideModel):
         self.close()
         self.owner = self.bank = self.place.open()
 
-    @precondition(lambda self: self.rested("examine_all", _SELDOM))
+    @precondition(lambda self: self.rested("examine_all", _RARELY))
     @step()
     def examine_all(self) -> None:
         self.examine()
