@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bank_helpers import MODEL, learner, unit
 from s3 import S3Server
 
 from elm_agent import Settings
 from elm_agent.errors import SettingsError, StorageError, TensorMissing
 from elm_agent.runtime import open_tensors
+from elm_agent.storage.bank import Bank
+from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.sql.database import Database
 from elm_agent.storage.tensors.cache import TensorCache
 from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.storage.tensors.remote import FsspecTensors
@@ -161,6 +165,46 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     assert redacted("sftp://me:hush@host/x") == "sftp://me:***@host/x"
     assert redacted("s3://bucket/a:b@c") == "s3://bucket/a:b@c"
     assert local_folder("s3://bucket/x") is None
+
+
+# --- a bucket that keeps what is deleted ------------------------------------------------------------------
+
+
+@pytest.mark.s3
+def test_a_bucket_with_versions_is_named_by_purge_and_doctor(s3_server: S3Server, tmp_path: Path) -> None:
+    store = FsspecTensors("s3://elm-versions/x", options={"endpoint_url": s3_server.endpoint})
+    store._fs.mkdir("elm-versions")
+    assert store.keeps_deleted() is None
+    bank = Bank(Database.open(f"sqlite:///{tmp_path / 'bank.sqlite'}"), store, index="exact")
+    bank.bind("default", MODEL)
+    learn = learner(bank)
+    first, second = learn("1 one", unit(1, 0, 0, 0)), learn("2 two", unit(0, 1, 0, 0))
+    assert bank.purge("default", [first.id], actor="t", reason=None).left == ()
+    assert examine(bank).notes == ()
+
+    def versioning(status: str) -> None:
+        options = {"Bucket": "elm-versions", "VersioningConfiguration": {"Status": status}}
+        store._fs.call_s3("put_bucket_versioning", **options)
+
+    versioning("Enabled")
+    store.put("default", b"once more")
+    (sentence,) = bank.purge("default", [second.id], actor="t", reason=None).left
+    assert "keeps versions (versioning: Enabled)" in sentence
+    assert examine(bank).notes == (sentence,)
+    kept = store._fs.call_s3("list_object_versions", Bucket="elm-versions")["Versions"]
+    assert len(kept) >= 2, "the purged tensor is still there, which is what the sentence says"
+    versioning("Suspended")
+    assert "(versioning: Suspended)" in str(store.keeps_deleted())
+    bank.close()
+
+
+@pytest.mark.s3
+def test_a_bucket_that_will_not_say_is_no_bucket_that_keeps_nothing(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    store = FsspecTensors(s3_server.new_url(), options={"endpoint_url": s3_server.endpoint})
+    assert "allow s3:GetBucketVersioning" in str(store.keeps_deleted())
 
 
 # --- a server that is not as it should be -----------------------------------------------------------------
