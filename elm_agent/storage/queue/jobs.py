@@ -31,7 +31,8 @@ from elm_agent.storage.vault.guard import refuse_readable
 _LONGEST_BACKOFF = 86_400.0  # seconds
 _CLOCK_SLACK = timedelta(seconds=1)  # a row this far ahead of the clock was written before the clock went back
 _TURN = (JobRow.priority.desc(), JobRow.created_at, JobRow.id)
-_UNFINISHED = JobRow.state.in_((JobState.QUEUED.value, JobState.RUNNING.value))
+_UNFINISHED_STATES = (JobState.QUEUED.value, JobState.RUNNING.value)
+_UNFINISHED = JobRow.state.in_(_UNFINISHED_STATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,10 @@ class JobQueue:
 
         ``tasks``: only jobs of these tasks count.
         """
-        query = select(JobRow.id).where(_UNFINISHED, *_for(model_id, tasks)).limit(1)
+        first = select(JobRow.id).where(*_for(model_id, tasks)).order_by(*_TURN).limit(1)  # ordered as an index is
         with self._database.read() as session:
-            return session.scalar(query) is None
+            found = (session.scalar(first.where(JobRow.state == state)) for state in _UNFINISHED_STATES)
+            return all(job_id is None for job_id in found)
 
     def depth(self, model_id: str, tasks: Collection[str] | None = None) -> int:
         """How many jobs there are to work on: running, or queued and due. ``tasks``: see ``idle``."""

@@ -14,6 +14,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, inspect, text
+from vault_helpers import FIRST, masters
 
 import elm_agent.storage
 from elm_agent.errors import StorageError
@@ -22,6 +23,8 @@ from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.database import Database, connect_only
 from elm_agent.storage.sql.schema import HEAD
+from elm_agent.storage.vault.encrypted import EncryptedVault
+from elm_agent.storage.vault.rotation import rotate_data
 from elm_agent.testing.memory_stores import MemoryTensors
 
 MIGRATIONS = Path(elm_agent.storage.__file__).parent / "sql" / "migrations"
@@ -113,6 +116,84 @@ def test_what_only_the_new_schema_knows_is_named_on_the_way_down(first: Engine, 
     kinds = [(event["kind"], json.loads(event["detail"]).get("was")) for event in found["events"]]
     assert ("repaired", "purged") in kinds
     assert ("repaired", "reviewed") in kinds
+
+
+def test_reasons_that_no_database_keeps_are_made_storable(first: Engine, database_url: str) -> None:
+    """The first schema hid them in JSON, where a NUL or half a character is six ordinary ones."""
+    detail = json.dumps({"from": "active", "reason": "a\x00b\ud800c", "more": ["\udfff"]})
+    with first.begin() as connection:
+        connection.execute(text("UPDATE events SET detail = :d WHERE revision = 5"), {"d": detail})
+    bank = Bank(Database.open(database_url), MemoryTensors(), index="exact")
+    for name in ("default", "other"):
+        assert chain.verify(bank.database, name).broken is None
+        [evicted] = bank.events(name, kind=EventKind.EVICTED)
+        assert (evicted.note, evicted.detail) == ("a\ufffdb\ufffdc", {"from": "active", "more": ["\ufffd"]})
+    bank.close()
+
+
+@pytest.fixture
+def second(first: Engine, database_url: str) -> Engine:
+    """A database of schema 0002, also with uses of namespaces that nobody ever bound."""
+    to_version(database_url, "0002")
+    with first.begin() as connection:
+        for name in ("never-bound", "not usable/", "default"):
+            columns = "memory_namespace, memory_id, question, similarity, key_kind, route, outcome, created_at"
+            connection.execute(
+                text(
+                    f"INSERT INTO uses (namespace, id, {columns}) SELECT :name, 'use_of_' || id, {columns} FROM uses "
+                    "WHERE namespace = 'other'"
+                ),
+                {"name": name},
+            )
+    return first
+
+
+def test_rows_of_the_second_schema_arrive_whole(second: Engine, database_url: str) -> None:
+    before = first_schema.rows(second)
+    bank = Bank(Database.open(database_url), MemoryTensors(), index="exact", shared=["other"])
+    assert version_of(second) == HEAD
+    after = first_schema.rows(second)
+    for table in set(first_schema.TABLES) - {"namespaces", "uses"}:
+        assert after[table] == before[table]
+    assert after["uses"] == [use for use in before["uses"] if use["namespace"] != "not usable/"]
+    assert [info.name for info in bank.namespaces()] == ["default", "never-bound", "other"]
+    for info in bank.namespaces():
+        assert chain.verify(bank.database, info.name).broken is None
+    housed = bank.namespaces()[1]
+    assert (housed.model, housed.revision) == (bank.namespaces()[2].model, 0)
+    bank.bind("never-bound", housed.model)
+    assert {use.memory_namespace for use in bank.uses("never-bound")} == {"other"}
+    foreign = [key["referred_table"] for key in inspect(second).get_foreign_keys("uses")]
+    assert sorted(foreign) == ["memories", "namespaces"]
+    bank.close()
+
+
+def test_down_to_the_second_schema_and_up_again(second: Engine, database_url: str) -> None:
+    to_version(database_url, "0003")
+    before = first_schema.rows(second)
+    to_version(database_url, "0002")
+    assert first_schema.rows(second) == before
+    assert [key["referred_table"] for key in inspect(second).get_foreign_keys("uses")] == ["memories"]
+    jobs = {index["name"] for index in inspect(second).get_indexes("jobs")}
+    assert "ix_jobs_claim" in jobs
+    assert not {"ix_jobs_model", "ix_jobs_updated"} & jobs
+    to_version(database_url, "0003")
+    assert first_schema.rows(second) == before
+
+
+@pytest.mark.usefixtures("second")
+def test_sealed_salts_outlast_the_way_down_and_up(database_url: str) -> None:
+    database = Database.open(database_url)
+    vault = EncryptedVault(database, masters(FIRST))
+    vault.ensure_all()
+    bank = Bank(database, MemoryTensors(), index="exact", vault=vault)
+    assert rotate_data(bank, "default").finished
+    to_version(database_url, "0002")
+    to_version(database_url, "0003")
+    report = chain.verify(bank.database, "default", vault=bank.vault)
+    assert (report.broken, report.closed_notes) == (None, 0)
+    assert chain.verify(bank.database, "default").closed_notes > 0
+    bank.close()
 
 
 def test_processes_that_open_it_at_once_migrate_it_once(first: Engine, database_url: str) -> None:
