@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_calls import Elm, assert_one_sentence, error_of
+from postgres import fresh_database
 
 from elm_agent.bench import filling
 from elm_agent.settings import Settings
@@ -42,6 +43,30 @@ def test_a_bank_is_moved_and_the_old_place_says_so(elm: Elm, profiles: tuple[Pat
     assert elm("memories", "list", "--settings", old).exit_code == 0, "it can still be read"
     again = elm("bank", "migrate", "--from", old, "--to", new)
     assert "there was nothing left to do" in again.stdout
+
+
+@pytest.mark.postgres
+def test_to_a_server_and_back(elm: Elm, profiles: tuple[Path, Path], postgres_server: str, tmp_path: Path) -> None:
+    from elm_agent.runtime import open_bank
+    from elm_agent.settings import load_settings
+
+    old, there = profiles[0], tmp_path / "there.toml"
+    with fresh_database(postgres_server) as url:
+        there.write_text(f'home = "{tmp_path / "there"}"\nindex = "exact"\ndatabase_url = "{url}"\n')
+        moved = elm("bank", "migrate", "--from", old, "--to", there)
+        assert moved.exit_code == 0, moved.output
+        assert "everything was compared (sum-sha256:" in moved.stdout
+        memories = json.loads(elm("memories", "list", "--settings", there, "--json").stdout)
+        assert len(memories) == 3
+        assert_one_sentence(elm("memories", "pin", memories[0]["id"], "--settings", old), 4, "was moved to postgres")
+        assert elm("memories", "pin", memories[0]["id"], "--settings", there).exit_code == 0
+        bank = open_bank(load_settings(there))
+        assert [bank.prompt("default", memory["id"]).width for memory in memories] == [8] * 3
+        bank.close()
+        assert json.loads(elm("doctor", "--settings", there, "--json").stdout)["findings"] == []
+        assert elm("bank", "migrate", "--from", there, "--to", old).exit_code == 0
+        back = json.loads(elm("memories", "list", "--settings", old, "--json").stdout)
+        assert [memory["id"] for memory in back if memory["pinned"]] == [memories[0]["id"]]
 
 
 def test_json_carries_the_whole_report(elm: Elm, profiles: tuple[Path, Path]) -> None:
