@@ -58,11 +58,10 @@ _ORDERS = {
 
 @dataclass(frozen=True, slots=True)
 class NamespaceInfo:
-    """One namespace, the model it is for, how many memories are in each state, and where it went if it was moved."""
+    """One namespace, the model it is for, how far its chain is, and where it went if it was moved."""
 
     name: str
     model: ModelFingerprint
-    counts: dict[MemoryState, int]
     revision: int
     moved_to: str | None = None
 
@@ -87,22 +86,27 @@ class BankReader:
         self._lock = threading.Lock()
 
     def namespaces(self) -> list[NamespaceInfo]:
-        """All namespaces by name."""
+        """All namespaces by name. Reads no memories; see ``memory_counts``."""
+        with self.database.read() as session:
+            return [
+                NamespaceInfo(row.name, rows.fingerprint_of(row), row.revision, row.moved_to)
+                for row in session.scalars(select(NamespaceRow).order_by(NamespaceRow.name))
+            ]
+
+    def memory_counts(self) -> dict[str, dict[MemoryState, int]]:
+        """How many memories each namespace has in each state, purged ones too. Counts every memory of the bank."""
         states = select(MemoryRow.namespace, MemoryRow.state, func.count()).group_by(
             MemoryRow.namespace, MemoryRow.state
         )
         purged = select(TombstoneRow.namespace, func.count()).group_by(TombstoneRow.namespace)
         with self.database.read() as session:
-            found = session.scalars(select(NamespaceRow).order_by(NamespaceRow.name)).all()
-            counts = {row.name: dict.fromkeys(MemoryState, 0) for row in found}
-            for name, state, count in session.execute(states):
-                counts[name][MemoryState(state)] = count
-            for name, count in session.execute(purged):
-                counts[name][MemoryState.PURGED] = count
-            return [
-                NamespaceInfo(row.name, rows.fingerprint_of(row), counts[row.name], row.revision, row.moved_to)
-                for row in found
-            ]
+            found = [(name, MemoryState(state), count) for name, state, count in session.execute(states)]
+            found += [(name, MemoryState.PURGED, count) for name, count in session.execute(purged)]
+            names = session.scalars(select(NamespaceRow.name).order_by(NamespaceRow.name)).all()
+        counts = {name: dict.fromkeys(MemoryState, 0) for name in names}
+        for name, state, count in found:
+            counts[name][state] = count
+        return counts
 
     def prompt(self, namespace: str, memory_id: str) -> SoftPrompt:
         """The trained prompt, its digest and shape checked. A few are kept in memory.

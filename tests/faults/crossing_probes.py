@@ -179,7 +179,8 @@ PROBES: dict[str, Callable[[Asked], Any]] = {
 }
 
 NO_NAMESPACE = {
-    "Bank.namespaces": "names and counts of all, for whoever runs the bank",
+    "Bank.namespaces": "names of all, for whoever runs the bank",
+    "Bank.memory_counts": "names and counts of all, for whoever runs the bank",
     "Bank.feed": "brings the index of every namespace up to date",
     "Bank.uses_durable": "of the bank as a whole",
     "Bank.close": "of the bank as a whole",

@@ -37,6 +37,7 @@ class IndexStatus:
 def index_status(bank: Bank) -> list[IndexStatus]:
     """Every index that was ever fed from this bank, and the one in use, for every namespace."""
     found: list[IndexStatus] = []
+    counts = bank.memory_counts()
     for info in bank.namespaces():
         fed = fed_indexes(bank.database, info.name)
         entries: dict[KeyKind, int] | None = None
@@ -57,7 +58,7 @@ def index_status(bank: Bank) -> list[IndexStatus]:
                     namespace=info.name,
                     in_use=mine,
                     entries=entries if mine else None,
-                    active=info.counts[MemoryState.ACTIVE],
+                    active=counts.get(info.name, {}).get(MemoryState.ACTIVE, 0),
                     fed=fed[name],
                     newest=info.revision,
                     problem=problem if mine else "not in use here; what it holds is not looked after",

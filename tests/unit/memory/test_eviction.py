@@ -255,9 +255,9 @@ def test_plan_apply_plan(either_bank: Bank, specs: list[Spec], rules: Rules) -> 
     pinned = {memory_id for memory_id, spec in zip(ids, specs, strict=True) if spec.pinned}
     assert len(going) == len(set(going))
     assert not pinned & set(going)
-    before = bank.namespaces()
+    before = bank.memory_counts()
     dry = maintain(bank, [namespace], rules, now=NOW, dry_run=True)
-    assert bank.namespaces() == before
+    assert bank.memory_counts() == before
     done = maintain(bank, [namespace], rules, now=NOW)
     assert [one.facts.id for one in dry.planned] == [one.facts.id for one in done.planned]
     assert dry.total("evicted") == done.total("evicted") == len(going)

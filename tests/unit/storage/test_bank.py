@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from bank_helpers import MODEL, RECIPE, Learn, learner, seed_of, trained, unit
+from sqlalchemy import event
 
 from elm_agent.errors import (
     InputError,
@@ -244,7 +245,18 @@ def test_the_life_of_a_memory_is_written_down_without_gaps(bank: Bank, learn: Le
     assert (events[2].detail, events[2].note) == ({"from": "candidate", "to": "active"}, "because")
     assert events == bank.events("default")
     (info,) = bank.namespaces()
-    assert (info.revision, info.counts[MemoryState.QUARANTINED], sum(info.counts.values())) == (9, 1, 1)
+    assert info.revision == 9
+    counts = bank.memory_counts()
+    assert counts == {"default": dict.fromkeys(MemoryState, 0) | {MemoryState.QUARANTINED: 1}}
+
+
+def test_namespaces_are_listed_without_a_look_at_their_memories(bank: Bank, learn: Learn) -> None:
+    learn("a", X)
+    read: list[str] = []
+    event.listen(bank.database.engine, "before_cursor_execute", lambda *args: read.append(args[2]))
+    assert [info.name for info in bank.namespaces()] == ["default"]
+    assert [one for one in read if "namespaces" in one]
+    assert [one for one in read if "memories" in one or "tombstones" in one] == []
 
 
 def test_uses_are_counted_exactly(bank: Bank, learn: Learn) -> None:

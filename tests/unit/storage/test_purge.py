@@ -94,8 +94,8 @@ def test_a_purge_leaves_a_tombstone_and_nothing_else(bank: Bank, tmp_path: Path)
     assert bank.nearest("default", KeyKind.INPUT, X, 5) == [Hit(kept, 1.0, "default")]
     (stone,) = bank.tombstones("default")
     assert (stone.memory_id, stone.actor) == (gone, "t")
-    (info,) = bank.namespaces()
-    assert (info.counts[MemoryState.PURGED], info.counts[MemoryState.ACTIVE]) == (1, 1)
+    counts = bank.memory_counts()["default"]
+    assert (counts[MemoryState.PURGED], counts[MemoryState.ACTIVE]) == (1, 1)
     assert chain.verify(bank.database, "default").broken is None
     assert [event.note for event in bank.events("default", gone)] == [None] * 4 + ["asked"]
     if bank.database.sqlite:
@@ -254,6 +254,9 @@ def test_forty_thousand_at_once(bank: Bank) -> None:
     event.listen(bank.database.engine, "connect", as_sold)
     kept, gone = publish(bank, "one", seed=1), publish(bank, "two", seed=2)
     unknown = [f"mem_{n}" for n in range(40_000)]
+    hits = [Hit(name, 1.0) for name in [*unknown, kept]]
+    assert bank._search._usable("default", hits, None) == {kept}
+    assert [hit.memory_id for hit in bank._search._measured("default", KeyKind.INPUT, X, hits)] == [kept]
     assert bank.evict("default", dict.fromkeys([*unknown, gone]), actor="t") == [gone]
     with pytest.raises(NotFound, match="mem_39999"):
         bank.purge("default", [kept, gone, unknown[-1]], actor="t", reason=None)
