@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
 
 from elm_agent.protocols import Observer
 from elm_agent.records import EventKind
 from elm_agent.storage.ledger.changes import Change, changing
 from elm_agent.storage.sql.database import Database
-from elm_agent.storage.sql.schema import OutboxRow, UseRow, WatermarkRow
+from elm_agent.storage.sql.schema import EventRow, OutboxRow, UseRow, WatermarkRow
 from elm_agent.storage.vault.base import Vault
 
 BATCH = 200  # memories of one transaction
 _ROWS = 2000  # of the outbox, about, in one transaction
+STALE = timedelta(days=30)  # an index that lacks a change this old is not waited for
 KEPT = 1000  # newest revisions that stay in the outbox, so that running processes need not load their index anew
 
 
@@ -75,15 +78,18 @@ def _counts(change: Change, memory_id: str, revision: int) -> dict[str, Any]:
 def prune_outbox(
     database: Database, namespace: str, *, actor: str, vault: Vault, tell: Observer, keep: int = KEPT
 ) -> Iterator[int]:
-    """Delete the index work that every known index has done, but for the newest ``keep`` revisions.
+    """Delete the index work that every index has done, but for the newest ``keep`` revisions.
 
-    Yields how many rows each step deleted. Known is an index with a watermark; any other one, and a process whose own
-    index is behind ``outbox_floor``, loads the active keys anew.
+    Yields how many rows each step deleted. Waited for is an index with a watermark, unless it is stale (see
+    ``stale_indexes``); a stale or unknown one, and a process whose own index is behind ``outbox_floor``, loads the
+    active keys anew when it comes back.
     """
     while True:
         with changing(database, namespace, actor=actor, vault=vault) as change:
             row, session = change.namespace, change.session
-            seen = session.scalar(select(func.min(WatermarkRow.revision)).where(WatermarkRow.namespace == namespace))
+            stale = stale_indexes(session, namespace, now=change.now)
+            known = select(func.min(WatermarkRow.revision)).where(WatermarkRow.namespace == namespace)
+            seen = session.scalar(known.where(WatermarkRow.index_name.not_in(stale)))
             upto = row.revision - keep if seen is None else min(seen, row.revision - keep)
             upto = _next_floor(change, upto)
             if upto <= row.outbox_floor:
@@ -95,6 +101,14 @@ def prune_outbox(
             tell("outbox.before_commit", {"namespace": namespace, "rows": deleted})
         tell("outbox.committed", {"namespace": namespace, "rows": deleted})
         yield deleted
+
+
+def stale_indexes(session: Session, namespace: str, *, now: datetime) -> dict[str, int]:
+    """The watermarks of indexes that nobody has fed for so long that they lack a change older than ``STALE``."""
+    next_event = (EventRow.namespace == WatermarkRow.namespace) & (EventRow.revision == WatermarkRow.revision + 1)
+    query = select(WatermarkRow.index_name, WatermarkRow.revision).join(EventRow, next_event)
+    query = query.where(WatermarkRow.namespace == namespace, EventRow.created_at < now - STALE)
+    return dict(session.execute(query).tuples().all())
 
 
 def _next_floor(change: Change, upto: int) -> int:

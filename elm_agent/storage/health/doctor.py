@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from elm_agent.errors import BankMoved, IndexUnavailable, NotFound, StorageError, TensorMissing, VaultLocked
 from elm_agent.records import MemoryState, utcnow
+from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.health import audit
 from elm_agent.storage.health import contents as audit_contents
@@ -38,6 +39,7 @@ from elm_agent.storage.sql.schema import (
     OutboxRow,
     UseRow,
 )
+from elm_agent.storage.tensors.names import digest_of_bytes
 
 __all__ = ["Finding", "FindingKind", "Report", "examine"]
 
@@ -46,6 +48,7 @@ STUCK_SECONDS = 300.0  # a lease that has been over for so long; a live worker w
 GRACE_SECONDS = 3600.0  # a tensor lies unnamed for milliseconds while it is published; this is far beyond
 PURGE_SECONDS = 300.0  # a purge cleans its files in the seconds after its commit
 CLOCK_SECONDS = 300.0  # by which clocks of several machines may differ
+_NOWHERE = "default"  # a namespace in which no empty tensor lies: asking for it tells whether the store answers
 _UNTOUCHED = frozenset({FindingKind.UNREADABLE_TENSOR, FindingKind.DAMAGED_ROW})  # nothing proven about the memory
 
 Progress = Callable[[str, int, int], None]
@@ -54,11 +57,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was looked at and what was wrong. ``skipped``: what could not be looked at, and why."""
+    """What was looked at and what was wrong.
+
+    ``skipped``: what could not be looked at, and why. ``incomplete``: among it is what a bank cannot be without.
+    ``notes``: what is in order, and worth knowing.
+    """
 
     findings: tuple[Finding, ...]
     checked: dict[str, int]
     skipped: tuple[str, ...] = ()
+    incomplete: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -79,10 +88,11 @@ def examine(
     ``now``: judge ages as if it were this time (aware); by default the clock of the database and of the files.
 
     Raises:
-        StorageError: the database or the folder of tensors cannot be used at all.
+        StorageError: the database cannot be used at all. A store of tensors that cannot be reached is skipped.
     """
     visit = _Visit(bank, repair, now, progress or (lambda _what, _done, _total: None))
     if visit.database():  # nothing can be concluded from the rows of a damaged file
+        visit.reach()
         visit.jobs()  # before tensors: see the module
         visit.rows()
         visit.purged()
@@ -91,7 +101,10 @@ def examine(
         visit.contents()
         visit.tensors()
         visit.index()
-    return Report(tuple(visit.findings), dict(visit.checked), tuple(visit.skipped))
+        visit.unfed()
+    return Report(
+        tuple(visit.findings), dict(visit.checked), tuple(visit.skipped), visit.incomplete, tuple(visit.notes)
+    )
 
 
 class _Visit:
@@ -105,6 +118,8 @@ class _Visit:
             self.moved = {row.name: row.moved_to for row in found}
         self.grace = GRACE_SECONDS - ((now - utcnow()).total_seconds() if now else 0.0)
         self.findings: list[Finding] = []
+        self.incomplete = False
+        self.notes: list[str] = []
         self.checked: Counter[str] = Counter(namespaces=len(self.moved))
         self.skipped = [
             f"repairs in namespace {name!r}: it was moved to {to}" for name, to in self.moved.items() if to and repair
@@ -124,6 +139,19 @@ class _Visit:
             self.skipped.append("everything else: the database itself is damaged; restore it from a backup")
         return not self.findings
 
+    def reach(self) -> None:
+        """Whether the store of tensors answers: without it each of a million memories would wait for it."""
+        try:
+            self.bank.tensors.age(_NOWHERE, digest_of_bytes(b""))
+        except TensorMissing:
+            return
+        except StorageError as error:
+            self._unreachable(error)
+
+    def _unreachable(self, error: StorageError) -> None:
+        self.incomplete = True
+        self.skipped.append(f"the tensors, and what only they prove: {error}")
+
     def jobs(self) -> None:
         with self._session() as session:
             before = self.now - timedelta(seconds=STUCK_SECONDS)
@@ -142,7 +170,8 @@ class _Visit:
             self.findings += audit.notes_of_purged(session, repair=self.repair)
         before = self.now - timedelta(seconds=PURGE_SECONDS)
         for finding in list(audit_purges.unpurged(self.bank, self.checked, before=before)):
-            left = finding.kind is FindingKind.EXPORTED_COPY  # a file that somebody else has made his own
+            # not ours to mend: a file that somebody else has made his own, a store that does not answer
+            left = finding.kind is FindingKind.EXPORTED_COPY or self.incomplete
             self.findings.append(finding if left else self._mended(finding, self._purge, "the purge was finished"))
 
     def _purge(self, finding: Finding) -> None:
@@ -177,7 +206,8 @@ class _Visit:
 
     def memories(self) -> None:
         """Every memory: is it what the ledger says, is its tensor there, and is that what the record says?"""
-        memories = MemoryAudit(self.bank.database, self.bank.tensors, self.bank.vault)
+        tensors = None if self.incomplete else self.bank.tensors
+        memories = MemoryAudit(self.bank.database, tensors, self.bank.vault)
         with self.bank.database.read() as session:
             total = session.scalar(select(func.count()).select_from(MemoryRow)) or 0
         found: list[Finding] = []
@@ -228,21 +258,35 @@ class _Visit:
 
     def tensors(self) -> None:
         """Tensors that no memory names, and files that a killed writer left."""
-        store = self.bank.tensors
-        # listed before the rows are read: what is published meanwhile has a row
-        stored = {(namespace, digest) for namespace in store.namespaces() for digest in store.digests(namespace)}
+        stored: set[tuple[str, str]] = set()
+        if not self.incomplete:
+            try:  # listed before the rows are read: what is published meanwhile has a row
+                store = self.bank.tensors
+                stored = {(name, digest) for name in store.namespaces() for digest in store.digests(name)}
+            except StorageError as error:
+                self._unreachable(error)
         with self.bank.database.read() as session:
             found = session.execute(select(MemoryRow.namespace, MemoryRow.tensor_digest).distinct())
             named = {(namespace, digest) for namespace, digest in found}
         self.checked["tensors"] += len(stored)
-        for namespace, digest in sorted(stored - named):
+        if not self.incomplete:
+            try:
+                self._rubbish(stored - named)
+                if (kept := self.bank.tensors.keeps_deleted()) is not None:
+                    self.notes.append(kept)
+            except StorageError as error:
+                self._unreachable(error)
+        self.findings += audit_files.surplus_copies(self.bank, named, self.checked, repair=self.repair)
+        self.findings += audit_files.damaged_snapshots(self.bank, self.checked, repair=self.repair)
+
+    def _rubbish(self, unnamed: set[tuple[str, str]]) -> None:
+        for namespace, digest in sorted(unnamed):
             self._orphan(namespace, digest)
+        store = self.bank.tensors
         left = store.sweep(self.grace) if self.repair else store.temporary(self.grace)
         action = "deleted" if self.repair else None
         problem = "a temporary file of a writer that was killed"
         self.findings += [Finding(FindingKind.TEMPORARY_FILE, name, None, problem, action) for name in left]
-        self.findings += audit_files.surplus_copies(self.bank, named, self.checked, repair=self.repair)
-        self.findings += audit_files.damaged_snapshots(self.bank, self.checked, repair=self.repair)
 
     def _orphan(self, namespace: str, digest: str) -> None:
         try:
@@ -281,6 +325,17 @@ class _Visit:
             self.findings += wrong
         except IndexUnavailable as error:
             self.skipped.append(f"the {index.name} index: {error}")
+
+    def unfed(self) -> None:
+        """Indexes that were fed once, and that upkeep no longer keeps work for."""
+        with self.bank.database.read() as session:
+            for name in self.moved:
+                for index, revision in upkeep.stale_indexes(session, name, now=self.now).items():
+                    self.notes.append(
+                        f"the {index} index of namespace {name!r} was last fed at revision {revision}, and lacks a "
+                        f"change older than {upkeep.STALE.days} days: its work is pruned, and it is filled anew when "
+                        "it is fed again. It may hold keys that were purged since"
+                    )
 
     # --- repairs ----------------------------------------------------------------------------------------
 

@@ -56,7 +56,8 @@ class _Facts:
 class MemoryAudit:
     """``checked`` counts what was looked at, ``locked`` how many needed a key that is not here."""
 
-    def __init__(self, database: Database, tensors: TensorStore, vault: Vault) -> None:
+    def __init__(self, database: Database, tensors: TensorStore | None, vault: Vault) -> None:
+        """``tensors``: None where the store cannot be reached; then tensors and records are not looked at."""
         self._database = database
         self._tensors = tensors
         self._vault = vault
@@ -123,8 +124,10 @@ class MemoryAudit:
             return None  # known to be broken
         if (lacking := _incomplete(facts)) is not None:
             return Finding(FindingKind.DANGLING_ROW, memory.id, memory.namespace, lacking)
+        if self._tensors is None:
+            return None
         try:
-            plain = self._tensor(memory)
+            plain = self._tensor(memory, self._tensors)
             return self._record(facts, plain)
         except VaultLocked:
             self.locked += 1
@@ -152,11 +155,11 @@ class MemoryAudit:
         problem = f"its horizon of validity is {now or 'open'}, the ledger says {known or 'open'}"
         return Finding(FindingKind.WRONG_VALIDITY, memory.id, memory.namespace, problem)
 
-    def _tensor(self, memory: MemoryRow) -> bytes:
+    def _tensor(self, memory: MemoryRow, tensors: TensorStore) -> bytes:
         """The prompt's own bytes, checked against the record."""
         from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
 
-        data = self._tensors.get(memory.namespace, memory.tensor_digest, cached=False)
+        data = tensors.get(memory.namespace, memory.tensor_digest, cached=False)
         plain = self._vault.open_bytes(memory.namespace, data)
         from_bytes(plain, shape=(memory.virtual_tokens, memory.width))
         return plain

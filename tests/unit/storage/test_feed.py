@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from bank_helpers import MODEL, learner, unit
 from elm_agent.errors import IndexUnavailable, StoreBusy
 from elm_agent.protocols import IndexEntry
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector
-from elm_agent.storage import search
+from elm_agent.storage import search, upkeep
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.health.doctor import examine
 from elm_agent.storage.indexes import feed
 from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.indexes.exact import ExactIndex
@@ -194,6 +197,28 @@ def test_a_lost_index_is_fed_from_the_beginning(
     durable.rebuilt = True
     assert bank.feed() == 5
     assert durable.ids("default", KeyKind.INPUT) == memories
+
+
+def test_an_index_that_is_not_used_any_more_keeps_no_work(
+    bank: Bank, database: Database, tmp_path: Path, durable: Durable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner(bank)("before", X)
+    exact = Bank(database, LocalTensors(tmp_path / "tensors"), index="exact")
+    for n in range(3):
+        learner(exact)(f"q{n}", Y)
+    prune = partial(upkeep.prune_outbox, database, "default", actor="t", vault=bank.vault, tell=print, keep=0)
+    assert sum(prune()) == 1, "what the index has; the rest waits for it"
+    assert examine(exact).notes == ()
+
+    monkeypatch.setattr(upkeep, "STALE", timedelta(0))
+    assert sum(prune()) == 3
+    (note,) = examine(exact).notes
+    assert note.startswith("the durable index of namespace 'default' was last fed at revision 3, and lacks a change")
+    assert "durable" in exact.scrub_indexes("default"), "it may still hold what is purged"
+
+    bank.feed()
+    assert durable.ids("default", KeyKind.INPUT) == {memory.id for memory in bank.memories("default")}
+    assert examine(bank).notes == ()
 
 
 def test_chroma_is_fed_from_the_first_memory_and_serves_above_the_limit(database: Database, tmp_path: Path) -> None:
