@@ -99,7 +99,8 @@ def open_bank(
     Raises:
         SettingsError: the master key is named and cannot be had.
         StorageError: the database or its folder cannot be used.
-        VaultLocked: the bank was encrypted under another key.
+
+    A key that is not the bank's own is noticed by what first needs it, which raises ``VaultLocked``.
     """
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.indexes.exact import ExactIndex
