@@ -1,4 +1,4 @@
-"""Drawing tokens: the decode loop over a batch of rows, and the pure functions it is made of.
+"""Drawing tokens: rows in flight, who draw a token each at every step, and the pure functions this is made of.
 
 Knows nothing of text. A row's random numbers come from its own seed, so that a row draws the same tokens
 whatever else is in the batch (up to rounding of the logits).
@@ -6,13 +6,15 @@ whatever else is in the batch (up to rounding of the logits).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from elm_agent.models.network import Network, Prefix
+from elm_agent.models.network import Network, Prefix, wide
+from elm_agent.models.slots import Slots
+from elm_agent.models.step import step
 
 
 @dataclass(slots=True)
@@ -26,6 +28,12 @@ class Row:
     logprobs: list[float] = field(default_factory=list)  # nats, at temperature 1
     certainties: list[float] = field(default_factory=list)  # nats
     finished: bool = False  # the last token is an end token
+    dropped: bool = False  # nobody wants it any more: it leaves at the next step
+
+    @property
+    def going(self) -> bool:
+        """Whether it draws another token."""
+        return not (self.finished or self.dropped) and len(self.tokens) < self.max_new_tokens
 
     def uniforms(self) -> np.ndarray:
         """One number in [0, 1) for each token of this row, a function of the seed alone (Philox)."""
@@ -58,41 +66,130 @@ def token_scores(logits_BV: torch.Tensor, tokens_B: torch.Tensor) -> tuple[torch
     return chosen_B, -logprobs_BV.mean(dim=-1) - float(np.log(logits_BV.shape[-1]))
 
 
-@torch.no_grad()
-def decode(
-    network: Network, prefix: Prefix, logits_BV: torch.Tensor, rows: Sequence[Row], end_ids: Sequence[int]
-) -> None:
-    """Fill ``rows`` token by token until each has ended or reached its limit. Finished rows leave the batch.
+class Decoder:
+    """Rows in flight. They join with what they have read, draw a token at every step, and leave when they are done.
 
-    ``prefix`` holds the B rows already read (it is consumed), ``logits_BV`` their next-token logits.
+    Where the network's layers are known, rows have slots in one key-value store, and others may join at any step.
+    Elsewhere transformers keeps the batch, so a batch has to be done before the next one begins: see ``open``.
     """
-    ends = frozenset(end_ids)
-    active = list(rows)
-    uniforms = [torch.from_numpy(row.uniforms()) if row.temperature > 0 else None for row in active]
-    for step in range(max(row.max_new_tokens for row in active)):
-        temperatures_B = torch.tensor([row.temperature for row in active], device=logits_BV.device)
+
+    def __init__(self, network: Network, end_ids: Sequence[int]) -> None:
+        self._network = network
+        self._ends = frozenset(end_ids)
+        self._flight: _Slotted | _Batched = _Slotted(network) if network.why_slow is None else _Batched(network)
+        self._logits_BV: torch.Tensor | None = None
+        self._uniforms: list[np.ndarray | None] = []
+        self.rows: list[Row] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether rows may join now."""
+        return not self.rows or isinstance(self._flight, _Slotted)
+
+    def join(self, prefix: Prefix, logits_BV: torch.Tensor, rows: Sequence[Row]) -> None:
+        """Take on B rows that ``prefix`` holds (it is consumed); ``logits_BV`` are those of their first tokens."""
+        self._flight.join(prefix)
+        self._logits_BV = logits_BV if self._logits_BV is None else torch.cat([self._logits_BV, logits_BV])
+        self._uniforms += [row.uniforms() if row.temperature > 0 else None for row in rows]
+        self.rows += rows
+
+    @torch.no_grad()
+    def step(self) -> list[Row]:
+        """Draw a token for every row in flight. Returns the rows that are done and have left."""
+        self._leave()
+        if self._logits_BV is None:
+            return []
+        self._draw(self._logits_BV)
+        tokens = [row.tokens[-1] for row in self.rows]
+        done, kept = [row for row in self.rows if not row.going], self._leave()
+        if self.rows:
+            tokens_B = torch.tensor([tokens[index] for index in kept], device=self._network.device)
+            self._logits_BV = self._flight.step(tokens_B)
+        return done
+
+    def _draw(self, logits_BV: torch.Tensor) -> None:
+        drawn = [len(row.tokens) for row in self.rows]
         uniforms_B = torch.tensor(
-            [0.0 if u is None else float(u[step]) for u in uniforms],
+            [0.0 if u is None else float(u[n]) for u, n in zip(self._uniforms, drawn, strict=True)],
             dtype=torch.float64,
             device=logits_BV.device,
         )
+        temperatures_B = torch.tensor([row.temperature for row in self.rows], device=logits_BV.device)
         tokens_B = pick_tokens(logits_BV, temperatures_B, uniforms_B)
         logprobs_B, certainties_B = token_scores(logits_BV, tokens_B)
-        going: list[int] = []
-        drawn = zip(active, tokens_B.tolist(), logprobs_B.tolist(), certainties_B.tolist(), strict=True)
-        for index, (row, token, logprob, certainty) in enumerate(drawn):
+        columns = zip(self.rows, tokens_B.tolist(), logprobs_B.tolist(), certainties_B.tolist(), strict=True)
+        for row, token, logprob, certainty in columns:
             row.tokens.append(token)
             row.logprobs.append(logprob)
             row.certainties.append(certainty)
-            row.finished = token in ends
-            if not row.finished and len(row.tokens) < row.max_new_tokens:
-                going.append(index)
-        if not going:
-            return
-        if len(going) < len(active):
-            keep = torch.tensor(going, device=tokens_B.device)
-            prefix.select(keep)
-            tokens_B = tokens_B[keep]
-            active = [active[index] for index in going]
-            uniforms = [uniforms[index] for index in going]
-        logits_BV = network.extend(prefix, tokens_B[:, None])[:, -1]
+            row.finished = token in self._ends
+
+    def _leave(self) -> list[int]:
+        """Let go of rows that are done, and return where those that go on were."""
+        kept = [index for index, row in enumerate(self.rows) if row.going]
+        if len(kept) < len(self.rows):
+            self.rows = [self.rows[index] for index in kept]
+            self._uniforms = [self._uniforms[index] for index in kept]
+            self._flight.keep(kept)
+            if self._logits_BV is not None:
+                self._logits_BV = self._logits_BV[kept] if kept else None
+        return kept
+
+
+class _Slotted:
+    """Rows in slots of one store."""
+
+    def __init__(self, network: Network) -> None:
+        self._model = network.model
+        self._slots = Slots()
+
+    def join(self, prefix: Prefix) -> None:
+        self._slots.add(prefix.states(), prefix.mask_BL)
+
+    def keep(self, rows: list[int]) -> None:
+        self._slots.keep(rows)
+
+    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        return wide(step(self._model, self._slots, tokens_B))
+
+
+class _Batched:
+    """Rows of one batch in a cache of transformers."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._prefix: Prefix | None = None
+
+    def join(self, prefix: Prefix) -> None:
+        assert self._prefix is None
+        self._prefix = prefix
+
+    def keep(self, rows: list[int]) -> None:
+        assert self._prefix is not None
+        if rows:
+            self._prefix.select(torch.tensor(rows, device=self._network.device))
+        else:
+            self._prefix = None
+
+    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        assert self._prefix is not None
+        return self._network.extend(self._prefix, tokens_B[:, None])[:, -1]
+
+
+def decode(
+    network: Network,
+    prefix: Prefix,
+    logits_BV: torch.Tensor,
+    rows: Sequence[Row],
+    end_ids: Sequence[int],
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Fill ``rows`` token by token until each has ended or reached its limit; ``between`` is called between tokens.
+
+    ``prefix`` holds the B rows already read (it is consumed), ``logits_BV`` their next-token logits.
+    """
+    decoder = Decoder(network, end_ids)
+    decoder.join(prefix, logits_BV, rows)
+    while decoder.rows:
+        decoder.step()
+        between()

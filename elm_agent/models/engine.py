@@ -1,4 +1,4 @@
-"""The one engine for prompts: whoever wants text submits a row, rows that arrive together run as one batch.
+"""The one engine for prompts: text to rows and back, keys and queries, and who may use the network now.
 
 Knows the network, the tokenizer and the lease; knows nothing of memories' records, stores or routes.
 """
@@ -6,9 +6,6 @@ Knows the network, the tokenizer and the lease; knows nothing of memories' recor
 from __future__ import annotations
 
 import queue
-import threading
-import time
-import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -16,16 +13,16 @@ from contextlib import AbstractContextManager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_agent.errors import InputError, ModelError, ModelMismatch
+from elm_agent.errors import InputError, ModelMismatch
 from elm_agent.models import keys
-from elm_agent.models.decoding import Row, decode
+from elm_agent.models.decoding import Row
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.network import Network
+from elm_agent.models.serving import Serving, Tokens
+from elm_agent.models.streaming import TextStream
 from elm_agent.protocols import GenerationRequest, Message
 from elm_agent.records import Generation, KeyKind, MemoryKeys, ModelFingerprint, Vector
 from elm_agent.softprompt import SoftPrompt
-
-_Pending = tuple[GenerationRequest, "Future[Generation]"]
 
 
 class LocalModel:
@@ -55,13 +52,17 @@ class LocalModel:
         self.end_ids = end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint
         self._lease = ModelLease()
-        self._max_batch_rows = max_batch_rows
-        self._join_window = join_window
         self.kv_heads = kv_heads
-        self._pending: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._serving = Serving(
+            self.network,
+            self._lease,
+            end_ids=self.end_ids,
+            embed=self._row_embeddings,
+            finish=self._generation,
+            context_length=self.context_length,
+            max_rows=max_batch_rows,
+            join_window=join_window,
+        )
 
     @property
     def fingerprint(self) -> ModelFingerprint:
@@ -115,12 +116,15 @@ class LocalModel:
     # --- text out ----------------------------------------------------------------------------------------
 
     def submit(self, request: GenerationRequest) -> Future[Generation]:
+        """Queue one row. Cancelling the future takes the row out, also while it is being generated."""
         self._check(request)
-        future: Future[Generation] = Future()
-        with self._starting:  # so that nothing is queued behind the end that ``close`` puts there
-            self._start()
-            self._pending.put((request, future))
-        return future
+        return self._serving.submit(request)
+
+    def stream(self, request: GenerationRequest) -> TextStream:
+        """Queue one row and have its text piece by piece, as it is drawn."""
+        self._check(request)
+        tokens: Tokens = queue.SimpleQueue()
+        return TextStream(self._serving.submit(request, tokens), tokens, self.decode_text)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         futures = [self.submit(request) for request in requests]
@@ -130,13 +134,8 @@ class LocalModel:
         return self._lease.training()
 
     def close(self) -> None:
-        """Finish what is queued and stop the batching thread. Idempotent."""
-        with self._starting:
-            self._closed = True
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._pending.put(None)
-            thread.join()
+        """Finish what is queued and stop the thread that answers. Idempotent."""
+        self._serving.close()
 
     # --- retrieval ---------------------------------------------------------------------------------------
 
@@ -155,8 +154,6 @@ class LocalModel:
                 kv = keys.kv_key(self.network, prompt_VE, kv_heads=self.kv_heads)
         return MemoryKeys(input=keys.input_key(prompt_VE), kv=kv)
 
-    # --- the batching thread -----------------------------------------------------------------------------
-
     def _check(self, request: GenerationRequest) -> None:
         prefix = request.prefix
         if prefix is not None and prefix.width != self.network.width:
@@ -173,66 +170,6 @@ class LocalModel:
                 f"the prompt takes {length} positions ({rows} of them soft), more than the model's context of "
                 f"{self.context_length}: shorten the question"
             )
-
-    def _start(self) -> None:
-        if self._closed:
-            raise ModelError("the model is closed: open a new runtime")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="elm-engine", daemon=True)
-            self._thread.start()
-
-    def _serve(self) -> None:
-        while (first := self._pending.get()) is not None:
-            batch = self._gather(first)
-            batch = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
-            if batch:
-                self._run(batch)
-
-    def _gather(self, first: _Pending) -> list[_Pending]:
-        batch = [first]
-        deadline = time.monotonic() + self._join_window
-        while len(batch) < self._max_batch_rows:
-            try:
-                item = self._pending.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
-            if item is None:  # closing: serve what came before
-                self._pending.put(None)
-                break
-            batch.append(item)
-        return batch
-
-    def _run(self, batch: list[_Pending]) -> None:
-        try:
-            with self._lease.answering():
-                generations = self._generate([request for request, _ in batch])
-        except BaseException as error:  # noqa: BLE001 - it belongs to the callers, who get it from their futures
-            traceback.clear_frames(error.__traceback__)  # they hold the batch's tensors: memory for what comes next
-            if len(batch) == 1:
-                batch[0][1].set_exception(error)
-                return
-        else:
-            for (_, future), generation in zip(batch, generations, strict=True):
-                future.set_result(generation)
-            return
-        for item in batch:  # one row must not cost the others their answers
-            self._run([item])
-
-    @torch.no_grad()
-    def _generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        started = time.perf_counter()
-        prefix, logits_BV = self.network.read([self._row_embeddings(request) for request in requests])
-        rows = [
-            Row(
-                max_new_tokens=min(request.max_new_tokens, self.context_length - int(prefix.mask_BL[index].sum())),
-                temperature=request.temperature,
-                seed=request.seed,
-            )
-            for index, request in enumerate(requests)
-        ]
-        decode(self.network, prefix, logits_BV, rows, self.end_ids)
-        seconds = time.perf_counter() - started
-        return [self._generation(row, seconds) for row in rows]
 
     def _row_embeddings(self, request: GenerationRequest) -> torch.Tensor:
         text_TE = self.network.embed(request.prompt_ids)

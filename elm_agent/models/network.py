@@ -14,6 +14,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from elm_agent.models.step import why_unknown
+
 
 @dataclass(slots=True)
 class Prefix:
@@ -28,6 +30,10 @@ class Prefix:
         cache.layers = [_expanded(layer, rows, detach) for layer in self.cache.layers]
         return Prefix(cache, self.mask_BL.expand(rows, -1))
 
+    def states(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer: (B, key heads, L, head width)."""
+        return [(layer.keys, layer.values) for layer in self.cache.layers]
+
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows (int64 indices), in place."""
         self.cache.batch_select_indices(rows)
@@ -35,13 +41,17 @@ class Prefix:
 
 
 class Network:
-    """A causal language model in eval mode without trainable parameters."""
+    """A causal language model in eval mode without trainable parameters.
+
+    ``why_slow``: why its architecture is decoded by transformers alone; None where the quick way is known.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.embedding.weight.device
         self.dtype: torch.dtype = self.embedding.weight.dtype
+        self.why_slow = why_unknown(model)
 
     @property
     def width(self) -> int:
@@ -59,7 +69,8 @@ class Network:
         Returns the prefix and the logits (B, vocabulary), float32 or wider, after each row's last position.
         """
         embeds_BLE, mask_BL = left_pad(rows)
-        cache = DynamicCache(config=self.model.config)
+        # Layers with a window forget what lies outside; those that are known are decoded with all positions kept.
+        cache = DynamicCache() if self.why_slow is None else DynamicCache(config=self.model.config)
         out = self.model(
             inputs_embeds=embeds_BLE,
             attention_mask=_mask_or_none(mask_BL),
@@ -68,7 +79,7 @@ class Network:
             use_cache=True,
             logits_to_keep=1,
         )
-        return Prefix(out.past_key_values, mask_BL), _wide(out.logits[:, -1])
+        return Prefix(out.past_key_values, mask_BL), wide(out.logits[:, -1])
 
     def extend(self, prefix: Prefix, tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """Append T tokens to every row; the prefix grows in place.
@@ -86,7 +97,7 @@ class Network:
             use_cache=True,
         )
         prefix.mask_BL = mask_BL
-        return _wide(out.logits)
+        return wide(out.logits)
 
 
 def left_pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +118,8 @@ def _mask_or_none(mask_BL: torch.Tensor) -> torch.Tensor | None:
     return None if bool(mask_BL.all()) else mask_BL
 
 
-def _wide(logits: torch.Tensor) -> torch.Tensor:
+def wide(logits: torch.Tensor) -> torch.Tensor:
+    """At least float32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

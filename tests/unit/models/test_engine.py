@@ -16,7 +16,7 @@ from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.network import Prefix
 from elm_agent.protocols import GenerationRequest
-from elm_agent.records import Generation, KeyKind
+from elm_agent.records import KeyKind
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.testing.tiny import write_tiny_model
 
@@ -45,14 +45,15 @@ def soft(rows: int = 3, width: int = 32, seed: int = 0) -> SoftPrompt:
 
 
 def count_batches(model: LocalModel) -> list[int]:
+    """How many rows were read together, each time."""
     sizes: list[int] = []
-    inner = model._generate
+    inner = model.network.read
 
-    def counting(requests: list[GenerationRequest]) -> list[object]:
-        sizes.append(len(requests))
-        return inner(requests)  # type: ignore[return-value]
+    def counting(rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
+        sizes.append(len(rows))
+        return inner(rows)
 
-    model._generate = counting  # type: ignore[method-assign,assignment]
+    model.network.read = counting  # type: ignore[method-assign]
     return sizes
 
 
@@ -80,14 +81,14 @@ def test_a_soft_prompt_changes_its_own_row_only(model: LocalModel) -> None:
 
 
 def test_a_row_that_fails_does_not_cost_the_others(model: LocalModel) -> None:
-    inner = model._row_embeddings
+    inner = model._serving._embed
 
     def failing(item: GenerationRequest) -> torch.Tensor:
         if item.seed == 13:
             raise RuntimeError("out of memory")
         return inner(item)
 
-    model._row_embeddings = failing  # type: ignore[method-assign]
+    model._serving._embed = failing
     good, bad = model.submit(request(model)), model.submit(request(model, seed=13))
     assert len(good.result(timeout=60).token_ids) > 0
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -116,14 +117,14 @@ def test_a_batch_that_fails_gives_its_memory_back_before_its_rows_run_alone(mode
 
 
 def test_nothing_that_a_row_raises_ends_the_engine(model: LocalModel) -> None:
-    inner = model._generate
+    inner = model._serving._embed
 
-    def failing(requests: Sequence[GenerationRequest]) -> list[Generation]:
-        if any(item.seed == 13 for item in requests):
+    def failing(item: GenerationRequest) -> torch.Tensor:
+        if item.seed == 13:
             raise SystemExit("a library gave up")
-        return inner(requests)
+        return inner(item)
 
-    model._generate = failing  # type: ignore[method-assign]
+    model._serving._embed = failing
     bad = model.submit(request(model, seed=13))
     with pytest.raises(SystemExit):
         bad.result(timeout=60)
@@ -178,7 +179,7 @@ def test_what_comes_while_closing_is_refused_or_answered(folder: Path) -> None:
     loaded = load_pretrained(str(folder), device="cpu", dtype="float32", offline=True)
     model = LocalModel(loaded.model, loaded.tokenizer, loaded.fingerprint)
     model.submit(request(model)).result(timeout=60)
-    item, queue, closers = request(model), model._pending, []
+    item, queue, closers = request(model), model._serving._pending, []
 
     class Late:  # a queue that lets somebody close the engine just before a request is put into it
         def put(self, pending: object) -> None:
@@ -191,7 +192,7 @@ def test_what_comes_while_closing_is_refused_or_answered(folder: Path) -> None:
         def get(self, timeout: float | None = None) -> object:
             return queue.get(timeout=timeout)
 
-    model._pending = Late()  # type: ignore[assignment]
+    model._serving._pending = Late()  # type: ignore[assignment]
     assert model.submit(item).result(timeout=10).token_ids
     closers[0].join(60)
 

@@ -1,0 +1,76 @@
+"""Keys and values of rows in flight, written in place: a row may come or go at any token and copies nobody else's.
+
+Knows tensors and positions; knows nothing of networks, tokens or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+_ROOM = 64  # positions by which room is made at least
+
+
+class Slots:
+    """A key-value store with one row to a slot: slots 0 to ``rows - 1`` are in use, position 0 comes first in each.
+
+    Per layer keys and values of shape (slots, key heads, positions, head width). Room grows by half when it runs
+    out, so that long limits cost nothing until they are used.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.lengths_B = torch.empty(0, dtype=torch.long)
+
+    @property
+    def rows(self) -> int:
+        return int(self.lengths_B.shape[0])
+
+    def add(self, states: Sequence[tuple[torch.Tensor, torch.Tensor]], mask_BL: torch.Tensor) -> None:
+        """Append rows: keys and values (B, H, L, D) of each layer, of which the last positions of a row are real.
+
+        ``mask_BL``: bool, False at the pads on the left, which are dropped.
+        """
+        lengths = mask_BL.sum(dim=1).tolist()
+        first, padded = self.rows, mask_BL.shape[1]
+        self.lengths_B = torch.cat([self.lengths_B.to(mask_BL.device), mask_BL.sum(dim=1)])
+        self._reserve(states, self.rows, max(lengths))
+        for layer, (keys, values) in enumerate(states):
+            for row, length in enumerate(lengths):
+                self.keys[layer][first + row, :, :length] = keys[row, :, padded - length :]
+                self.values[layer][first + row, :, :length] = values[row, :, padded - length :]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Free all other slots. Those kept move together in this order, which must ascend."""
+        for slot, row in enumerate(rows):
+            if slot != row:
+                used = int(self.lengths_B[row])
+                for states in (*self.keys, *self.values):
+                    states[slot, :, :used] = states[row, :, :used]
+        self.lengths_B = self.lengths_B[list(rows)]
+
+    def grow(self) -> int:
+        """Make room for one more position in every row, and return how many positions the longest row then has."""
+        longest = int(self.lengths_B.max()) + 1
+        self._reserve([(k, v) for k, v in zip(self.keys, self.values, strict=True)], self.rows, longest)
+        return longest
+
+    def _reserve(self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, positions: int) -> None:
+        if not self.keys:
+            self.keys = [keys.new_zeros(0, keys.shape[1], 0, keys.shape[3]) for keys, _ in like]
+            self.values = [values.new_zeros(0, values.shape[1], 0, values.shape[3]) for _, values in like]
+        slots, room = self.keys[0].shape[0], self.keys[0].shape[2]
+        if rows <= slots and positions <= room:
+            return
+        slots, room = max(slots, rows), room if positions <= room else max(positions + _ROOM, room * 3 // 2)
+        self.keys = [_enlarged(states, slots, room) for states in self.keys]
+        self.values = [_enlarged(states, slots, room) for states in self.values]
+
+
+def _enlarged(states: torch.Tensor, slots: int, room: int) -> torch.Tensor:
+    # Zeros, not garbage: a masked position has weight 0, and 0 times NaN would still be NaN.
+    larger = states.new_zeros(slots, states.shape[1], room, states.shape[3])
+    larger[: states.shape[0], :, : states.shape[2]] = states
+    return larger
