@@ -1,7 +1,7 @@
 """Kills a process at work, again and again, and looks each time whether anything that it was told is lost.
 
-``PYTHONPATH=tests python tests/faults/kill_campaign.py --kills 1000`` prints a table by step; ``test_kills`` runs a
-few of them.
+``PYTHONPATH=tests python tests/faults/kill_campaign.py --kills 1040`` prints a table for each back end and for moves
+between them; ``test_kills`` runs a few of them. A process that had finished before its moment came is no kill.
 """
 
 from __future__ import annotations
@@ -12,99 +12,106 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import astuple, dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dying_worker import make_worker
-from kill_child import MARK, MODEL, NAMESPACE, RECIPE, Errand, Place, start
+from kill_child import MODEL, NAMESPACE, Errand, Place, start
+from kill_judge import Tally, World, believe, finish_move, judge, prepare, replenish
 from postgres import fresh_database, temporary_cluster
 
-from elm_agent.records import JobState, KeyKind, MemoryRecord, MemoryState, utcnow
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.health.doctor import examine
+from elm_agent.storage.moving.move import MOVE_STEPS
 from elm_agent.storage.packs.transfer import export_pack
-from elm_agent.testing.doubles import key_of
 
-FAR = timedelta(hours=3)  # beyond every grace period
 LIVES = 40  # kills that one bank bears, before it has so many memories that looking takes long
 PER_PACK = 2
 RANDOM = "random moment"
+AGAIN = 5  # times that a random moment is chosen anew, when the process had finished before
+Point = tuple[str, str]  # (work, step)
+Tallies = dict[tuple[str, str, str], Tally]  # by (place, work, step)
 
 _STEPS = {
     "learn": "job.claimed train.step train.done tensor.temporary tensor.durable publish.before_commit "
     "publish.committed index.fed job.done",
+    "use": "use.before_commit use.committed outcome.before_commit outcome.committed",
     "count": "uses.before_commit uses.committed outbox.before_commit outbox.committed",
     "evict": "evict.before_commit evict.committed",
     "purge": "purge.before_commit purge.committed purge.files purge.done",
     "import": "adopt.tensors adopt.before_commit adopt.committed",
     "rotate": "rotate.tensor_durable rotate.before_commit rotate.committed rotate.deleted",
 }
-NAMED = [(work, step) for work, steps in _STEPS.items() for step in steps.split()]
-ANY_TIME = [(work, RANDOM) for work in ("learn", "use", "count", "evict", "purge", "import", "rotate")]
+NAMED: list[Point] = [(work, step) for work, steps in _STEPS.items() for step in steps.split()]
+ANY_TIME: list[Point] = [(work, RANDOM) for work in _STEPS]
+MOVES: list[Point] = [("move", step) for step in MOVE_STEPS]
+_REPEATED = {
+    "train.step": (1, 2),
+    "rotate.tensor_durable": (1, 2),
+    "move.batch": (1, 4, 9),
+}  # kill at a later one too
 
 
-@dataclass(slots=True)
-class Tally:
-    """What came of the kills at one step. All but the first has to be 0."""
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The back ends of a bank; ``away``: it is moved between SQLite and PostgreSQL."""
 
-    kills: int = 0
-    lost: int = 0  # acknowledged memories, states and uses that are not there
-    orphans: int = 0  # findings of the doctor after its own repair
-    jobs_lost: int = 0
-    doubled: int = 0  # jobs done twice, memories stored twice
-    traces: int = 0  # of purged content in files
-    other: int = 0  # answers of the index that differ from the rows, and the like
-    said: list[str] = field(default_factory=list)
+    postgres: bool
+    index: str
+    away: bool = False
 
     @property
-    def clean(self) -> bool:
-        return not any(astuple(self)[1:-1])
+    def named(self) -> list[Point]:
+        return MOVES if self.away else NAMED
 
-    def wrong(self, what: str, count: int, problem: str) -> None:
-        if count:
-            setattr(self, what, getattr(self, what) + count)
-            self.said.append(problem)
+    @property
+    def any_time(self) -> list[Point]:
+        return [("move", RANDOM)] if self.away else ANY_TIME
 
 
-@dataclass(slots=True)
-class World:
-    """One bank, and what it has acknowledged."""
-
-    place: Place
-    packs: list[Path]
-    states: dict[str, set[str]] = field(default_factory=dict)  # by memory: the states it may be in
-    jobs: dict[str, str | None] = field(default_factory=dict)  # by job: its memory
-    uses: dict[str, str] = field(default_factory=dict)  # by use: its memory
-    secrets: dict[str, list[bytes]] = field(default_factory=dict)  # by memory: what a purge has to remove
+BACK_ENDS = {  # and the share of all kills; Chroma starts a process of its own to be opened, so it has fewer
+    "sqlite-exact": (Where(False, "exact"), 0.34),
+    "postgres-exact": (Where(True, "exact"), 0.34),
+    "sqlite-chroma": (Where(False, "chroma"), 0.06),
+    "postgres-chroma": (Where(True, "chroma"), 0.06),
+    "move-exact": (Where(False, "exact", away=True), 0.16),
+    "move-chroma": (Where(False, "chroma", away=True), 0.04),
+}
 
 
 # --- one kill -----------------------------------------------------------------------------------------------------
 
 
-def kill_once(world: World, work: str, step: str, nth: int, tally: Tally, dice: random.Random) -> None:
-    """Let a process work, kill it at ``step`` or at any time, and judge what is left."""
-    with closing(world.place.open()) as bank:
-        active = prepare(world, bank)
-    dice.shuffle(active)
-    named = step != RANDOM
+def kill_once(world: World, bank: Bank, point: Point, tallies: Tallies, dice: random.Random) -> tuple[bool, Bank]:
+    """Let a process work, kill it at its step or at any time, and judge what is left in ``bank``, opened anew.
+
+    Returns whether it was killed at work, and the bank.
+    """
+    bank.close()
+    work, step = point
+    named, nth = step != RANDOM, dice.choice(_REPEATED.get(step, (1,)))
+    memories = dice.sample(world.active, len(world.active))
     packs = dice.sample(world.packs, 1 if named else 4) if work == "import" else []
-    errand = Errand(work, active[:2] if work == "purge" and named else active, packs, step if named else None, nth)
-    process, heard = start(world.place, errand)
-    said = _listen(heard, process, None if named else dice.uniform(0.0, 0.2))
+    few = memories[:2] if work == "purge" and named else memories
+    process, heard = start(world.place, Errand(work, few, packs, world.away, step if named else None, nth))
+    said = _listen(heard, process, None if named else dice.uniform(0.0, 0.6 if work == "move" else 0.2))
     process.join(60)
-    if process.exitcode == 0 and work in ("purge", "import"):  # it had finished before the random moment came
-        tally.kills -= 1
-    elif process.exitcode != -signal.SIGKILL:
+    there = [detail for what, detail in said if what == "moving"][-1:] or [True]
+    names = [place.name for place in (world.place, world.away) if place is not None]
+    tally = tallies.setdefault((" to ".join(names if there[0] else names[::-1]), work, step), Tally())
+    killed = process.exitcode == -signal.SIGKILL and ("finished", None) not in said
+    tally.kills += killed
+    if not killed and (named or process.exitcode not in (0, -signal.SIGKILL)):
         tally.wrong("other", 1, f"the process ended with {process.exitcode} at {step}")
-    tally.kills += 1
-    _believe(world, said)
-    with closing(world.place.open()) as bank:
-        judge(world, bank, tally)
+    believe(world, said, tally)
+    if world.away is not None:
+        finish_move(world, there[0], tally)
+    bank = world.place.open()
+    judge(world, bank, tally)
+    prepare(world, bank)
+    return killed, bank
 
 
 def _listen(heard: Any, process: Any, delay: float | None) -> list[tuple[str, Any]]:
@@ -123,99 +130,7 @@ def _listen(heard: Any, process: Any, delay: float | None) -> list[tuple[str, An
         return said
 
 
-def _believe(world: World, said: list[tuple[str, Any]]) -> None:
-    """What the bank has acknowledged, and what may or may not have happened."""
-    after = {
-        "learned": "active",
-        "evicted": "retired",
-        "restored": "active",
-        "purged": "purged",
-        "imported": "candidate",
-    }
-    for what, detail in said:
-        if what == "queued":
-            world.jobs[detail] = None
-        elif what == "used":
-            world.uses[detail[0]] = detail[1]
-        elif what in ("evicting", "restoring"):
-            world.states |= {name: {"active", "retired"} for name in detail}
-        elif what == "purging":
-            world.states |= {name: {*world.states[name], "purged"} for name in detail}
-        elif what in after:
-            world.states |= {name: {after[what]} for name in detail}
-
-
-def judge(world: World, bank: Bank, tally: Tally) -> None:
-    """The doctor, a second worker, the doctor again; then everything that was acknowledged has to be there, once."""
-    examine(bank, repair=True, now=utcnow() + FAR)
-    worker, until = make_worker(bank), time.monotonic() + 60
-    while not worker.idle() and time.monotonic() < until:
-        worker.run_one()
-    left = examine(bank, repair=True, now=utcnow() + FAR)
-    for problem in [f"{finding.kind}: {finding.problem}" for finding in left.findings] + list(left.skipped):
-        tally.wrong("orphans", 1, problem)
-    found = {memory.id: memory for memory in bank.memories(NAMESPACE)}
-    stones = {stone.memory_id for stone in bank.tombstones(NAMESPACE)}
-    for name, states in world.states.items():
-        state = found[name].state.value if name in found else "purged" if name in stones else "gone"
-        tally.wrong("lost", state not in states, f"{name} is {state}, was acknowledged as {' or '.join(states)}")
-    uses = {use.id: use.memory_id for use in bank.uses(NAMESPACE)}
-    gone = [use for use, memory_id in world.uses.items() if use not in uses and memory_id not in stones]
-    tally.wrong("lost", len(gone), f"uses are gone: {gone}")
-    _judge_jobs(world, bank, found, stones, tally)
-    hits = {hit.memory_id for hit in bank.nearest(NAMESPACE, KeyKind.INPUT, key_of("any", KeyKind.INPUT), 10_000)}
-    active = {name for name, memory in found.items() if memory.state is MemoryState.ACTIVE}
-    tally.wrong("other", hits != active, f"{len(hits)} memories are found, {len(active)} are active")
-    for name in active:
-        bank.prompt(NAMESPACE, name)
-    wanted = [text for name in stones for text in world.secrets.pop(name, [])]
-    tally.wrong("traces", traces(world.place, wanted), "purged content is still in a file")
-    world.uses = uses
-
-
-def _judge_jobs(world: World, bank: Bank, found: dict[str, MemoryRecord], stones: set[str], tally: Tally) -> None:
-    of_job: defaultdict[str | None, list[str]] = defaultdict(list)
-    for memory in found.values():
-        of_job[memory.job_id].append(memory.id)
-    done = {job.id for job in bank.jobs.list(NAMESPACE, JobState.DONE)}
-    for job, memory_id in world.jobs.items():
-        tally.wrong("jobs_lost", memory_id not in stones and not (job in done and of_job[job]), f"job {job} is lost")
-    twice = [job for job, made in of_job.items() if job is not None and len(made) > 1]
-    same = [digest for digest, n in Counter(memory.content_digest for memory in found.values()).items() if n > 1]
-    tally.wrong("doubled", len(twice) + len(same), f"done twice: {twice}, stored twice: {same}")
-
-
-def traces(place: Place, wanted: list[bytes]) -> int:
-    """How many of the texts and vectors any file of the bank still holds."""
-    if not wanted:
-        return 0
-    data = b"\0".join(path.read_bytes() for path in place.home.rglob("*") if path.is_file())
-    return sum(text in data for text in wanted)
-
-
 # --- worlds -------------------------------------------------------------------------------------------------------
-
-
-def prepare(world: World, bank: Bank) -> list[str]:
-    """Enough active memories to work on, and what is known of all of them."""
-    _replenish(bank, 10)
-    found = bank.memories(NAMESPACE)
-    world.states = {memory.id: {memory.state.value} for memory in found}
-    world.jobs = {memory.job_id: memory.id for memory in found if memory.job_id}
-    for memory in found:
-        if memory.id not in world.secrets:
-            keys, prompt = bank.keys(NAMESPACE, memory.id), bank.prompt(NAMESPACE, memory.id).prompt_VE
-            assert keys.kv is not None
-            vectors = [keys.input.tobytes(), keys.kv.tobytes(), prompt.numpy().tobytes()]
-            world.secrets[memory.id] = [memory.question.encode(), *vectors]
-    return [memory.id for memory in found if memory.state is MemoryState.ACTIVE]
-
-
-def _replenish(bank: Bank, at_least: int) -> None:
-    while len(bank.memories(NAMESPACE, state=MemoryState.ACTIVE)) < at_least:
-        question = f"What is {MARK} {random.randbytes(8).hex()}?"
-        bank.jobs.enqueue(NAMESPACE, question, task="math", model_id=MODEL.id, recipe=RECIPE)
-        make_worker(bank).run_one()
 
 
 def make_packs(folder: Path, count: int) -> list[Path]:
@@ -224,7 +139,7 @@ def make_packs(folder: Path, count: int) -> list[Path]:
     with closing(place.open()) as bank:
         bank.bind(NAMESPACE, MODEL)
         for n in range(count):
-            _replenish(bank, PER_PACK * (n + 1))
+            replenish(bank, PER_PACK * (n + 1))
             newest = [memory.id for memory in bank.memories(NAMESPACE, limit=PER_PACK)]
             packs.append(folder / f"pack{n}.elm")
             export_pack(bank, NAMESPACE, packs[-1], memory_ids=newest, actor="user")
@@ -232,90 +147,118 @@ def make_packs(folder: Path, count: int) -> list[Path]:
 
 
 @contextmanager
-def new_world(home: Path, *, server: str | None, index: str, encrypted: bool, packs: list[Path]) -> Iterator[World]:
-    """``server``: of PostgreSQL; None: SQLite."""
+def new_world(home: Path, where: Where, *, server: str | None, encrypted: bool, packs: list[Path]) -> Iterator[World]:
+    """``server``: of PostgreSQL, where ``where`` needs one."""
     home.mkdir(parents=True)
     with ExitStack() as opened:
-        url = opened.enter_context(fresh_database(server)) if server else f"sqlite:///{home / 'bank.sqlite'}"
-        place = Place(url, home, index, encrypted)
-        with closing(place.open()) as bank:
+        places = []
+        for postgres in (False, True) if where.away else (where.postgres,):
+            inner = home / ("postgres" if postgres else "sqlite")
+            inner.mkdir()
+            if postgres:
+                assert server is not None
+                url = opened.enter_context(fresh_database(server))
+            else:
+                url = f"sqlite:///{inner / 'bank.sqlite'}"
+            places.append(Place(url, inner, where.index, encrypted))
+        world = World(places[0], list(packs), places[1] if where.away else None)
+        with closing(world.place.open()) as bank:
             bank.bind(NAMESPACE, MODEL)
-        yield World(place, list(packs))
+            prepare(world, bank)
+        yield world
 
 
 def campaign(
     folder: Path,
-    points: list[tuple[str, str]],
+    points: list[Point],
+    where: Where,
     *,
     server: str | None,
-    index: str,
     packs: list[Path],
     dice: random.Random,
-    tallies: dict[tuple[str, str], Tally],
+    tallies: Tallies,
 ) -> None:
     """Kill once at each point, in new worlds as needed: encrypted ones for key rotation."""
     for encrypted in (False, True):
         mine = [point for point in points if (point[0] == "rotate") == encrypted]
         for start_at in range(0, len(mine), LIVES):
             home = folder / random.randbytes(6).hex()
-            with new_world(home, server=server, index=index, encrypted=encrypted, packs=packs) as world:
-                for work, step in mine[start_at : start_at + LIVES]:
-                    tally = tallies.setdefault((work, step), Tally())
-                    # of what happens several times, also a later time
-                    nth = dice.choice((1, 2)) if step in ("train.step", "rotate.tensor_durable") else 1
-                    kill_once(world, work, step, nth, tally, dice)
-                    done = sum(one.kills for one in tallies.values())
-                    if done % 25 == 0:
-                        print(f"{done} kills", file=sys.stderr, flush=True)
+            with (
+                new_world(home, where, server=server, encrypted=encrypted, packs=packs) as world,
+                ExitStack() as opened,
+            ):
+                bank = world.place.open()
+                opened.callback(lambda: bank.close())  # the last one
+                for point in mine[start_at : start_at + LIVES]:
+                    for _ in range(AGAIN):
+                        killed, bank = kill_once(world, bank, point, tallies, dice)
+                        if killed or point[1] != RANDOM:
+                            break
 
 
-def table(tallies: dict[tuple[str, str], Tally]) -> str:
-    columns = ("kills", "lost", "orphans", "jobs_lost", "doubled", "traces", "other")
-    lines = [f"{'work':<8}{'step':<24}" + "".join(f"{name:>11}" for name in columns)]
-    total = Tally()
-    for (work, step), tally in tallies.items():
-        lines.append(f"{work:<8}{step:<24}" + "".join(f"{getattr(tally, name):>11}" for name in columns))
-        for name in columns:
-            setattr(total, name, getattr(total, name) + getattr(tally, name))
-    lines.append(f"{'all':<32}" + "".join(f"{getattr(total, name):>11}" for name in columns))
+# --- what came of it ----------------------------------------------------------------------------------------------
+
+COLUMNS = ("kills", "lost", "orphans", "jobs_lost", "doubled", "traces", "other")
+
+
+def table(tallies: Tallies, *, steps: bool = False) -> str:
+    """A line for each place and activity, with ``steps`` also for each step; what was wrong below."""
+    lines: dict[tuple[str, str, str], Counter[str]] = {}
+    for (place, work, step), tally in tallies.items():
+        kind = "" if step == RANDOM else step if steps else "named steps"
+        for key in ((place, work, kind or RANDOM), ("all", "", "")):
+            lines.setdefault(key, Counter()).update({name: getattr(tally, name) for name in COLUMNS})
+    total = lines.pop(("all", "", ""), Counter())
+    head = f"{'back end':<34}{'activity':<9}{'killed at':<22}" + "".join(f"{name:>10}" for name in COLUMNS)
+    shown = [*sorted(lines.items()), (("all", "", ""), total)]
+    rows = [
+        f"{place:<34}{work:<9}{kind:<22}" + "".join(f"{counted[name]:>10}" for name in COLUMNS)
+        for (place, work, kind), counted in shown
+    ]
     said = Counter(problem for tally in tallies.values() for problem in tally.said)
-    return "\n".join([*lines, *(f"{n} x {problem}" for problem, n in said.most_common(20))])
+    return "\n".join([head, *rows, *(f"{n} x {problem}" for problem, n in said.most_common(20))])
 
 
-def spread(kills: int, dice: random.Random) -> dict[tuple[bool, str], list[tuple[str, str]]]:
-    """Points by (PostgreSQL, index), half of them named steps. Chroma takes seconds to open, so it has few."""
-    shares = {(False, "exact"): 0.45, (True, "exact"): 0.45, (False, "chroma"): 0.05, (True, "chroma"): 0.05}
-    found: dict[tuple[bool, str], list[tuple[str, str]]] = {}
-    for where, share in shares.items():
-        count = round(kills * share)
-        named = [NAMED[n % len(NAMED)] for n in range(count // 2)]
-        points = named + [ANY_TIME[n % len(ANY_TIME)] for n in range(count - len(named))]
-        dice.shuffle(points)
-        found[where] = points
-    return found
+def spread(kills: int, name: str, dice: random.Random) -> list[Point]:
+    """The points of one back end, half of them named steps."""
+    where, share = BACK_ENDS[name]
+    count = round(kills * share)
+    points = [where.named[n % len(where.named)] for n in range(count // 2)]
+    points += [where.any_time[n % len(where.any_time)] for n in range(count - len(points))]
+    dice.shuffle(points)
+    return points
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=100, help="on all back ends together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("sqlite-exact", "postgres-exact", "sqlite-chroma", "postgres-chroma"))
+    parser.add_argument("--only", choices=BACK_ENDS, action="append", help="can be given several times")
+    parser.add_argument("--steps", action="store_true", help="a line for each named step")
     args = parser.parse_args()
-    dice, tallies, began = random.Random(args.seed), dict[tuple[str, str], Tally](), time.monotonic()
+    tallies, began = Tallies(), time.monotonic()
     # a killed process loses nothing that the kernel has, so memory is as good a disk as any here, and much quicker
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     stopped = suppress(KeyboardInterrupt)  # what was reached by then is worth a table
-    with stopped, tempfile.TemporaryDirectory(dir=memory) as name, temporary_cluster() as server:
-        packs = make_packs(Path(name), 24)
-        for (postgres, index), points in spread(args.kills, dice).items():
-            where, at = f"{'postgres' if postgres else 'sqlite'}-{index}", time.monotonic()
-            if args.only in (None, where):
-                of = server if postgres else None
-                campaign(Path(name), points, server=of, index=index, packs=packs, dice=dice, tallies=tallies)
-                print(f"{where}: {len(points)} kills in {time.monotonic() - at:.0f} s", flush=True)
-    print(table(tallies))
-    print(f"seed {args.seed}, {time.monotonic() - began:.0f} s")
-    return 0 if all(tally.clean for tally in tallies.values()) else 1
+    with stopped, tempfile.TemporaryDirectory(dir=memory) as folder, temporary_cluster() as server:
+        packs = make_packs(Path(folder), 24)
+        for name in args.only or BACK_ENDS:
+            dice, mine, at = random.Random(f"{args.seed} {name}"), Tallies(), time.monotonic()
+            points = spread(args.kills, name, dice)
+            try:
+                campaign(
+                    Path(folder), points, BACK_ENDS[name][0], server=server, packs=packs, dice=dice, tallies=mine
+                )
+            finally:
+                kills = sum(tally.kills for tally in mine.values())
+                print(f"{name}: {kills} kills in {time.monotonic() - at:.0f} s\n{table(mine, steps=args.steps)}\n")
+                sys.stdout.flush()
+                tallies |= {(f"{name}: {place}", *rest): tally for (place, *rest), tally in mine.items()}
+    kills, bad = sum(tally.kills for tally in tallies.values()), [t for t in tallies.values() if not t.clean]
+    print(
+        f"{kills} kills, {len(bad)} kinds of them with findings; seed {args.seed}, {time.monotonic() - began:.0f} s"
+    )
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":

@@ -6,19 +6,23 @@ acknowledged. What was said is in the pipe whatever becomes of the process.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import secrets
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count as count_up
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from dying_worker import make_worker
+from forks import forks
 
+from elm_agent.errors import BankMoved
 from elm_agent.protocols import Observer
 from elm_agent.records import (
     KeyKind,
@@ -34,12 +38,13 @@ from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.indexes.exact import ExactIndex
+from elm_agent.storage.moving.move import move
 from elm_agent.storage.packs.transfer import import_pack
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.storage.vault.opening import open_vault
 from elm_agent.storage.vault.rotation import rotate_data
-from elm_agent.testing.doubles import fake_fingerprint
+from elm_agent.testing.doubles import fake_fingerprint, key_of
 
 MODEL = fake_fingerprint()
 RECIPE = Recipe(virtual_tokens=3, rollouts=2, steps=2)
@@ -57,6 +62,10 @@ class Place:
     index: str = "exact"
     encrypted: bool = False
 
+    @property
+    def name(self) -> str:
+        return f"{self.url.partition(':')[0].partition('+')[0].removesuffix('ql')}-{self.index}"
+
     def open(self) -> Bank:
         database = Database.open(self.url)
         chroma = ChromaIndex(self.home / "chroma") if self.index == "chroma" else None
@@ -72,19 +81,22 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """``work`` on ``memories`` or ``packs``. ``step``, ``nth``: where it kills itself; None: somebody else does."""
+    """``work`` on ``memories`` or ``packs``, or a move to ``away``.
+
+    ``step``, ``nth``: where it kills itself; None: somebody else does.
+    """
 
     work: str
     memories: Sequence[str] = ()
     packs: Sequence[Path] = ()
+    away: Place | None = None
     step: str | None = None
     nth: int = 1
 
 
 def start(place: Place, errand: Errand) -> tuple[ForkServerProcess, Connection]:
-    """The process, and where it is heard. A server forks it, so torch and the rest are imported once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch", "chromadb", "psycopg"])
+    """The process, and where it is heard."""
+    context = forks(__name__)
     heard, said = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(place, errand, said))
     process.start()
@@ -93,7 +105,7 @@ def start(place: Place, errand: Errand) -> tuple[ForkServerProcess, Connection]:
 
 
 def _run(place: Place, errand: Errand, said: Connection) -> None:
-    left = errand.nth
+    left, turn = errand.nth, threading.Lock()
 
     def tell(step: str, _detail: dict[str, Any]) -> None:
         nonlocal left
@@ -102,8 +114,13 @@ def _run(place: Place, errand: Errand, said: Connection) -> None:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def say(what: str, detail: Any) -> None:
+        with turn:
+            said.send((what, detail))
+
     bank = place.open()
-    say: Say = lambda what, detail: said.send((what, detail))  # noqa: E731
+    if bank.durable is not None and errand.step is None:
+        bank.feed()  # Chroma takes long to open: the random moment is to come after that
     say("ready", None)
     WORK[errand.work](bank, errand, say, tell)
     say("finished", None)
@@ -114,33 +131,28 @@ def _run(place: Place, errand: Errand, said: Connection) -> None:
 
 
 def learn(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
-    def observe(step: str, detail: dict[str, Any]) -> None:
-        tell(step, detail)
-        if step == "job.done":
-            say("learned", [detail["memory_id"]])
-
     for _ in range(1 if errand.step else 10_000):
-        question = f"What is {MARK} {secrets.token_hex(8)}?"
-        job, _ = bank.jobs.enqueue(NAMESPACE, question, task="math", model_id=MODEL.id, recipe=RECIPE)
-        say("queued", job.id)
-        make_worker(bank, observe=observe).run_one()
+        _learn(bank, say, tell)
 
 
-def use(bank: Bank, errand: Errand, say: Say, _tell: Observer) -> None:
-    for n in range(10_000):
-        use = _use(errand.memories[n % len(errand.memories)])
-        bank.record_use(use)
-        say("used", (use.id, use.memory_id))
-        bank.settle_use(NAMESPACE, use.id, UseOutcome.FIXED)
+def use(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    """As an answer does: look a memory up, load its prompt, note the use, and later what it did."""
+    for n in range(1 if errand.step else 10_000):
+        memory_id = errand.memories[n % len(errand.memories)]
+        bank.nearest(NAMESPACE, KeyKind.INPUT, key_of(memory_id, KeyKind.INPUT), 3)
+        bank.prompt(NAMESPACE, memory_id)
+        use = _use(memory_id)
+        bank.record_use(use, observe=tell)
+        say("used", (use.id, memory_id))
+        bank.settle_use(NAMESPACE, use.id, UseOutcome.FIXED, observe=tell)
+        say("settled", use.id)
 
 
 def count(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
     of: dict[str, Any] = {"actor": "upkeep", "vault": bank.vault, "tell": tell}
     for _ in range(1 if errand.step else 10_000):
         for memory_id in errand.memories[:3]:
-            use = _use(memory_id)
-            bank.record_use(use)
-            say("used", (use.id, use.memory_id))
+            _note_use(bank, memory_id, say)
         list(upkeep.count_uses(bank.database, NAMESPACE, **of))
         list(upkeep.prune_outbox(bank.database, NAMESPACE, **of, keep=0))
 
@@ -181,6 +193,39 @@ def rotate(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
         say("rotated", rotate_data(bank, NAMESPACE, observe=tell).version)
 
 
+def move_away(bank: Bank, errand: Errand, say: Say, tell: Observer) -> None:
+    """There and back again, while another thread uses, learns and purges, wherever that is taken."""
+    assert errand.away is not None
+    banks = [bank, errand.away.open()]
+    threading.Thread(target=_meanwhile, args=(list(banks), errand.memories, say), daemon=True).start()
+    for n in range(1 if errand.step else 10_000):
+        say("moving", n % 2 == 0)
+        move(*banks, actor="mover", observe=tell)
+        say("moved", n % 2 == 0)
+        banks.reverse()
+
+
+def _meanwhile(banks: list[Bank], memories: Sequence[str], say: Say) -> None:
+    left = list(memories)
+    for n in count_up():
+        try:
+            if n % 10 == 0:
+                _learn(banks[0], say, lambda _step, _detail: None)
+            elif n % 25 == 7 and len(left) > 4:
+                gone = [left.pop()]
+                say("purging", gone)
+                banks[0].purge(NAMESPACE, gone, actor="user", reason=f"no more {MARK}")
+                say("purged", gone)
+            else:
+                _note_use(banks[0], left[n % len(left)], say)
+        except BankMoved:
+            banks.reverse()
+        except BaseException as error:
+            say("failed", repr(error))
+            raise
+        time.sleep(0.01)
+
+
 WORK: dict[str, Callable[[Bank, Errand, Say, Observer], None]] = {
     "learn": learn,
     "use": use,
@@ -189,7 +234,26 @@ WORK: dict[str, Callable[[Bank, Errand, Say, Observer], None]] = {
     "purge": purge,
     "import": take_in,
     "rotate": rotate,
+    "move": move_away,
 }
+
+
+def _learn(bank: Bank, say: Say, tell: Observer) -> None:
+    def observe(step: str, detail: dict[str, Any]) -> None:
+        tell(step, detail)
+        if step == "job.done":
+            say("learned", [detail["memory_id"]])
+
+    question = f"What is {MARK} {secrets.token_hex(8)}?"
+    job, _ = bank.jobs.enqueue(NAMESPACE, question, task="math", model_id=MODEL.id, recipe=RECIPE)
+    say("queued", job.id)
+    make_worker(bank, observe=observe).run_one()
+
+
+def _note_use(bank: Bank, memory_id: str, say: Say) -> None:
+    use = _use(memory_id)
+    bank.record_use(use)
+    say("used", (use.id, memory_id))
 
 
 def _use(memory_id: str) -> UseRecord:
