@@ -19,6 +19,7 @@ from elm_agent.storage.indexes.feed import FedIndex, changes_between, revision_o
 from elm_agent.storage.indexes.feed_durable import DurableFeed, fed_indexes
 from elm_agent.storage.indexes.feed_exact import ExactFeed
 from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.paging import some
 from elm_agent.storage.sql.rows import unpack
 from elm_agent.storage.sql.schema import KeyRow, MemoryRow
 from elm_agent.storage.vault.base import PlainVault, Vault
@@ -173,21 +174,21 @@ class Search:
 
     def _measured(self, namespace: str, kind: KeyKind, query: Vector, hits: list[Hit]) -> list[Hit]:
         """The hits with their true similarities; what the database no longer has is dropped."""
-        keys = select(KeyRow.memory_id, KeyRow.vector).where(
-            KeyRow.namespace == namespace,
-            KeyRow.kind == kind.value,
-            KeyRow.memory_id.in_([hit.memory_id for hit in hits]),
-        )
+        of = KeyRow.namespace == namespace, KeyRow.kind == kind.value
+        keys = select(KeyRow.memory_id, KeyRow.vector).where(*of)
         with self._database.read() as session:
-            return [Hit(memory_id, _cosine(unpack(vector), query)) for memory_id, vector in session.execute(keys)]
+            return [
+                Hit(memory_id, _cosine(unpack(vector), query))
+                for ids in some(hit.memory_id for hit in hits)
+                for memory_id, vector in session.execute(keys.where(KeyRow.memory_id.in_(ids)))
+            ]
 
     def _usable(self, namespace: str, hits: list[Hit], exclude: str | None) -> set[str]:
         if not hits:
             return set()
         columns = MemoryRow.id, MemoryRow.state, MemoryRow.question_digest, MemoryRow.valid_until
-        query = select(*columns).where(
-            MemoryRow.namespace == namespace, MemoryRow.id.in_([hit.memory_id for hit in hits])
-        )  # by primary key alone: a condition on the state tempts planners into reading every active memory
+        # by primary key alone: a condition on the state tempts planners into reading every active memory
+        query = select(*columns).where(MemoryRow.namespace == namespace)
         excluded = set()
         if exclude is not None:  # what was stored before encryption was switched on bears the plain digest
             digest = question_digest(exclude)
@@ -196,7 +197,8 @@ class Search:
         with self._database.read() as session:
             return {
                 memory_id
-                for memory_id, state, question, until in session.execute(query)
+                for ids in some(hit.memory_id for hit in hits)
+                for memory_id, state, question, until in session.execute(query.where(MemoryRow.id.in_(ids)))
                 if state == MemoryState.ACTIVE and question not in excluded and (until is None or until > now)
             }
 

@@ -19,6 +19,7 @@ from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.indexes.feed import BATCH, active_keys, changes_between, floor_of, revision_of
 from elm_agent.storage.indexes.snapshots import Mark
 from elm_agent.storage.sql.database import Database
+from elm_agent.storage.sql.paging import some
 from elm_agent.storage.sql.schema import EventRow, MemoryRow
 
 _log = logging.getLogger(__name__)
@@ -128,5 +129,8 @@ def _mark_at(session: Session, namespace: str, revision: int) -> Mark:
 
 def _purged(session: Session, namespace: str, memory_ids: list[str]) -> bool:
     """Whether one of these is not even a row any more, so that no file may hold its key."""
-    query = select(func.count()).where(MemoryRow.namespace == namespace, MemoryRow.id.in_(memory_ids))
-    return bool(memory_ids) and session.scalar(query) != len(memory_ids)
+    for ids in some(memory_ids):
+        query = select(func.count()).where(MemoryRow.namespace == namespace, MemoryRow.id.in_(ids))
+        if session.scalar(query) != len(ids):
+            return True
+    return False
