@@ -135,6 +135,7 @@ def _config(
         max_completion_length=recipe.max_new_tokens,
         temperature=recipe.temperature,
         seed=seed % 2**32,
+        generation_kwargs={"remove_invalid_values": True},  # NaN is for the loss to show; drawing from it crashes
         # the loss
         loss_type="dr_grpo",
         scale_rewards="none",  # the loss type alone does not switch the division off

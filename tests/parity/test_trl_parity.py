@@ -197,7 +197,7 @@ def test_a_step_of_the_embedded_model(small: LocalModel, monkeypatch: pytest.Mon
     recipe = Recipe(rollouts=4, steps=1, max_new_tokens=12, temperature=0.8, beta=0.05)
     texts = ["The answer is 56", "56", "\\boxed{54}", "7 times 8 is 56."]
     group = [
-        small.tokenizer(text, add_special_tokens=False)["input_ids"][:11] + [small.end_ids[-1]] for text in texts
+        [*small.tokenizer(text, add_special_tokens=False)["input_ids"][:11], small.end_ids[-1]] for text in texts
     ]
     check_one_step(small, get_task("number"), recipe, monkeypatch, group)
 
