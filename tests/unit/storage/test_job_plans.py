@@ -82,9 +82,14 @@ def test_no_look_at_the_queue_reads_or_sorts_it(queued: Bank) -> None:
 def test_turns_are_kept_among_what_waits_and_what_dead_workers_left(bank: Bank) -> None:
     """Against the whole queue, sorted."""
     jobs, now = bank.jobs, utcnow()
-    for n in range(24):
-        jobs.enqueue("default", f"q{n}", task="math", model_id=MODEL.id, recipe=RECIPE, priority=n * 7 % 3)
+
+    def queue(first: int, last: int) -> None:
+        for n in range(first, last):
+            jobs.enqueue("default", f"q{n}", task="math", model_id=MODEL.id, recipe=RECIPE, priority=n * 7 % 3)
+
+    queue(0, 14)
     dead = [jobs.claim("dead", lease_seconds=600) for _ in range(10)]
+    queue(14, 24)
     assert all(dead)
     with bank.database.write() as session:  # some of them are dead by now
         for lease in dead[::2]:

@@ -264,7 +264,8 @@ def test_what_only_looks_sealed_to_a_careless_eye_is_sealed(database: Database, 
     """SQLite takes upper for lower case unless it is told not to."""
     plain = plain_bank(database, folder)
     memory = learner(plain)("ELM1:1: in capitals", unit(1, 0, 0, 0))
-    plain.record_use(replace(use_of(memory.id, 0), question="Elm1:1:x", subject="HMAC-SHA256:ada"))
+    nothing = dict.fromkeys(("reason", "answer", "memory_answer", "zero_shot_answer"))
+    plain.record_use(replace(use_of(memory.id, 0), question="Elm1:1:x", subject="HMAC-SHA256:ada", **nothing))
     bank = encrypted_bank(database, folder)
     assert rotate_data(bank, "default").finished
     assert status(bank).readable == 0
