@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,8 +69,18 @@ class NoTensors:
     def get(self, namespace: str, digest: str, *, cached: bool = True) -> bytes:  # noqa: ARG002
         raise TensorMissing(f"tensor {digest[:19]}… was never kept: this store only counts")
 
-    def delete(self, namespace: str, digest: str, *, older_than_seconds: float | None = None) -> bool:  # noqa: ARG002
+    def delete(
+        self,
+        namespace: str,  # noqa: ARG002
+        digest: str,  # noqa: ARG002
+        *,
+        older_than_seconds: float | None = None,  # noqa: ARG002
+        unless: Callable[[], bool] | None = None,  # noqa: ARG002
+    ) -> bool:
         return False
+
+    def keeps_deleted(self) -> str | None:
+        return None
 
     def age(self, namespace: str, digest: str) -> float:  # noqa: ARG002  as if it had just been put
         return 0.0

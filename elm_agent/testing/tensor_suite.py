@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -119,6 +119,38 @@ class TensorStoreSuite:
         assert store.get(TEAM, digest) == b"young"
         assert store.delete(TEAM, digest, older_than_seconds=-1) is True
         assert store.delete(TEAM, digest, older_than_seconds=-1) is False
+
+    def test_a_deletion_asks_at_the_last_moment(self, store: TensorStore) -> None:
+        digest = store.put(TEAM, b"wanted")
+        asked: list[bool] = []
+
+        def stays() -> bool:
+            asked.append(not asked)
+            return asked[-1]
+
+        assert store.delete(TEAM, NOWHERE, unless=stays) is False
+        assert asked == [], "there is nothing to ask about"
+        assert store.delete(TEAM, digest, unless=stays) is False
+        assert store.get(TEAM, digest) == b"wanted"
+        assert store.delete(TEAM, digest, unless=stays) is True
+        assert asked == [True, False]
+        assert store.temporary(-1) == []
+
+    def test_no_put_ends_while_a_deletion_asks(self, store: TensorStore) -> None:
+        """Whoever stores the same bytes meanwhile finds them there afterwards."""
+        digest = store.put(TEAM, b"again")
+        with ThreadPoolExecutor(1) as pool:
+            putting: list[Future[str]] = []
+
+            def goes() -> bool:
+                putting.append(pool.submit(store.put, TEAM, b"again"))
+                with suppress(TimeoutError):
+                    putting[0].result(0.5)
+                return False
+
+            assert store.delete(TEAM, digest, unless=goes) is True
+            assert putting[0].result(self.patience) == digest
+        assert store.get(TEAM, digest) == b"again"
 
     def test_altered_bytes_are_noticed_and_a_put_mends_them(self, store: TensorStore) -> None:
         digest = store.put(TEAM, b"weights")
