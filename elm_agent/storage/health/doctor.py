@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from elm_agent.errors import BankMoved, IndexUnavailable, NotFound, StorageError, TensorMissing, VaultLocked
+from elm_agent.errors import BankMoved, IndexUnavailable, NotFound, StorageError, VaultLocked
 from elm_agent.records import MemoryState, utcnow
 from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
@@ -27,7 +27,8 @@ from elm_agent.storage.health import contents as audit_contents
 from elm_agent.storage.health import files as audit_files
 from elm_agent.storage.health import indexes as audit_index
 from elm_agent.storage.health import purges as audit_purges
-from elm_agent.storage.health.findings import Finding, FindingKind
+from elm_agent.storage.health import tensors as audit_tensors
+from elm_agent.storage.health.findings import Finding, FindingKind, Report
 from elm_agent.storage.health.memories import MemoryAudit
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.schema import (
@@ -39,7 +40,6 @@ from elm_agent.storage.sql.schema import (
     OutboxRow,
     UseRow,
 )
-from elm_agent.storage.tensors.names import digest_of_bytes
 
 __all__ = ["Finding", "FindingKind", "Report", "examine"]
 
@@ -48,36 +48,10 @@ STUCK_SECONDS = 300.0  # a lease that has been over for so long; a live worker w
 GRACE_SECONDS = 3600.0  # a tensor lies unnamed for milliseconds while it is published; this is far beyond
 PURGE_SECONDS = 300.0  # a purge cleans its files in the seconds after its commit
 CLOCK_SECONDS = 300.0  # by which clocks of several machines may differ
-_NOWHERE = "default"  # a namespace in which no empty tensor lies: asking for it tells whether the store answers
 _UNTOUCHED = frozenset({FindingKind.UNREADABLE_TENSOR, FindingKind.DAMAGED_ROW})  # nothing proven about the memory
 
 Progress = Callable[[str, int, int], None]
 """``progress(what is being checked, done, in all)``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was looked at and what was wrong.
-
-    ``skipped``: what could not be looked at, and why. ``incomplete``: among it is what a bank cannot be without.
-    ``notes``: what is in order, and worth knowing.
-    """
-
-    findings: tuple[Finding, ...]
-    checked: dict[str, int]
-    skipped: tuple[str, ...] = ()
-    incomplete: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def clean(self) -> bool:
-        """Nothing was wrong."""
-        return not self.findings
-
-    @property
-    def left(self) -> tuple[Finding, ...]:
-        """What was wrong and still is."""
-        return tuple(finding for finding in self.findings if finding.action is None)
 
 
 def examine(
@@ -142,9 +116,7 @@ class _Visit:
     def reach(self) -> None:
         """Whether the store of tensors answers: without it each of a million memories would wait for it."""
         try:
-            self.bank.tensors.age(_NOWHERE, digest_of_bytes(b""))
-        except TensorMissing:
-            return
+            audit_tensors.ask(self.bank.tensors)
         except StorageError as error:
             self._unreachable(error)
 
@@ -261,8 +233,7 @@ class _Visit:
         stored: set[tuple[str, str]] = set()
         if not self.incomplete:
             try:  # listed before the rows are read: what is published meanwhile has a row
-                store = self.bank.tensors
-                stored = {(name, digest) for name in store.namespaces() for digest in store.digests(name)}
+                stored = audit_tensors.stored(self.bank.tensors)
             except StorageError as error:
                 self._unreachable(error)
         with self.bank.database.read() as session:
@@ -271,37 +242,15 @@ class _Visit:
         self.checked["tensors"] += len(stored)
         if not self.incomplete:
             try:
-                self._rubbish(stored - named)
+                self.findings += audit_tensors.rubbish(
+                    self.bank.tensors, stored - named, self.checked, grace=self.grace, repair=self.repair
+                )
                 if (kept := self.bank.tensors.keeps_deleted()) is not None:
                     self.notes.append(kept)
             except StorageError as error:
                 self._unreachable(error)
         self.findings += audit_files.surplus_copies(self.bank, named, self.checked, repair=self.repair)
         self.findings += audit_files.damaged_snapshots(self.bank, self.checked, repair=self.repair)
-
-    def _rubbish(self, unnamed: set[tuple[str, str]]) -> None:
-        for namespace, digest in sorted(unnamed):
-            self._orphan(namespace, digest)
-        store = self.bank.tensors
-        left = store.sweep(self.grace) if self.repair else store.temporary(self.grace)
-        action = "deleted" if self.repair else None
-        problem = "a temporary file of a writer that was killed"
-        self.findings += [Finding(FindingKind.TEMPORARY_FILE, name, None, problem, action) for name in left]
-
-    def _orphan(self, namespace: str, digest: str) -> None:
-        try:
-            age = self.bank.tensors.age(namespace, digest)
-        except TensorMissing:  # somebody else has just collected it
-            return
-        if age < self.grace:
-            self.checked["tensors in flight"] += 1
-            return
-        action = None
-        if self.repair:
-            if not self.bank.tensors.delete(namespace, digest, older_than_seconds=self.grace):
-                return  # stored again meanwhile: it is being published
-            action = "deleted"
-        self.findings.append(Finding(FindingKind.ORPHAN_TENSOR, digest, namespace, "no memory names it", action))
 
     # --- the durable index ------------------------------------------------------------------------------
 

@@ -43,3 +43,28 @@ class Finding:
     namespace: str | None
     problem: str
     action: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was looked at and what was wrong.
+
+    ``skipped``: what could not be looked at, and why. ``incomplete``: among it is what a bank cannot be without.
+    ``notes``: what is in order, and worth knowing.
+    """
+
+    findings: tuple[Finding, ...]
+    checked: dict[str, int]
+    skipped: tuple[str, ...] = ()
+    incomplete: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Nothing was wrong."""
+        return not self.findings
+
+    @property
+    def left(self) -> tuple[Finding, ...]:
+        """What was wrong and still is."""
+        return tuple(finding for finding in self.findings if finding.action is None)

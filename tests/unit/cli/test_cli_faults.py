@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import s3
 from cli_calls import Elm, assert_one_sentence, error_of, start, wait_until
 from small_disks import fill, remount_read_only, small_disk
 
@@ -76,6 +77,23 @@ def test_results_on_a_full_disk(elm: Elm, disk: Path, tmp_path: Path) -> None:
     fill(disk)
     assert_one_sentence(elm("run", "q.jsonl", "--out", disk / "r.jsonl"), 4, "No space left on device")
     assert elm("run", "q.jsonl").exit_code == 0
+
+
+def test_the_doctor_goes_on_without_an_object_store(
+    elm: Elm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert elm("ask", "What is 9 times 9?", "--wait").exit_code == 0
+    for name, value in s3.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    away = tmp_path / "away.toml"
+    away.write_text('tensors = "s3://bucket/x"\n[tensor_options]\nendpoint_url = "http://127.0.0.1:9"\n')
+    result = elm("doctor", "--settings", away)
+    assert result.exit_code == 4
+    assert "1 memories" in result.stdout
+    assert "not checked: the tensors, and what only they prove: " in result.stdout
+    assert "everything that was checked agrees" in result.stdout
+    said = json.loads(elm("doctor", "--json", "--settings", away).stdout)
+    assert (said["clean"], said["incomplete"], len(said["skipped"])) == (True, True, 1)
 
 
 # --- locks and company ----------------------------------------------------------------------------------
