@@ -11,9 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 from bank_model import NAMES, Job, Memory, Model, Use
 from bank_places import Place
@@ -22,15 +25,16 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from elm_agent.errors import NotFound
 from elm_agent.protocols import Trained
-from elm_agent.records import JobRecord, JobState, MemoryRecord, MemoryState, Recipe
+from elm_agent.records import JobRecord, JobState, KeyKind, MemoryRecord, MemoryState, Recipe
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.health.doctor import examine
 from elm_agent.storage.ledger import chain
-from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
+from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint, key_of
 
 MODEL = fake_fingerprint()
 RECIPE = Recipe(virtual_tokens=2, rollouts=2, steps=1)
 WORDS = ("sum", "of", "two", "and", "three", "times", "minus", "nine")
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
 EVERY = 20  # steps from one comparison of everything to the next
 
 names = st.sampled_from(NAMES)
@@ -164,6 +168,8 @@ class BankBesideModel(RuleBasedStateMachine):
             assert {one.id: job_shown(one) for one in bank.jobs.list()} == {
                 one: self.model.job_shown(one) for one in self.model.jobs
             }
+            for name, kind in product(NAMES, KeyKind):
+                self.compare_nearest(bank, name, "minus nine", 100, kind, set(), -1.0)
         queue = Counter(job.state for job in self.model.jobs.values())
         assert self.bank.jobs.depth(MODEL.id) == queue[JobState.QUEUED] + queue[JobState.RUNNING]
         for name in NAMES:
@@ -175,6 +181,30 @@ class BankBesideModel(RuleBasedStateMachine):
         for info in self.bank.namespaces():
             revisions = [event.revision for event in self.bank.events(info.name)]
             assert revisions == list(range(1, info.revision + 1)), "events have no gaps"
+
+    def compare_nearest(
+        self, bank: Bank, name: str, question: str, k: int, kind: KeyKind, others: set[str], floor: float
+    ) -> None:
+        """Against the obvious way: every active key, one product, a sort."""
+        query = key(question, kind)
+        true = {
+            one: float(key(memory.keyed, kind).astype(np.float64) @ query.astype(np.float64))
+            for one, memory in self.model.memories.items()
+            if memory.state is MemoryState.ACTIVE and memory.valid_until != PAST
+            if memory.namespace in {name, *others} and memory.named != question
+        }
+        best = sorted((similarity for similarity in true.values() if similarity >= floor), reverse=True)[:k]
+        hits = bank.nearest(
+            name, kind, query, k, min_similarity=floor, exclude_question=question, shared=sorted(others)
+        )
+        assert [hit.similarity for hit in hits] == pytest.approx(best, abs=1e-5)
+        assert len({hit.memory_id for hit in hits}) == len(hits)
+        for hit in hits:
+            memory = self.model.memories[hit.memory_id]
+            assert hit.similarity == pytest.approx(true[hit.memory_id], abs=1e-5)
+            assert hit.namespace == memory.namespace
+            prompt = bank.prompt(hit.namespace, hit.memory_id).prompt_VE
+            assert prompt.equal(trained("any", memory.seed).prompt.prompt_VE)
 
     def examine(self) -> None:
         """Chains, tensors, prompts, and what the doctor says."""
@@ -206,6 +236,9 @@ def job_shown(job: JobRecord) -> tuple[Any, ...]:
         *(job.namespace, job.question, job.state, job.attempts, job.priority, job.cancel_requested),
         *(job.memory_id, job.fence if job.state is JobState.RUNNING else None),
     )
+
+
+key = lru_cache(maxsize=10_000)(key_of)
 
 
 @lru_cache(maxsize=10_000)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import lru_cache
 
-import numpy as np
 import pytest
 from bank_beside_model import (
     MODEL,
+    PAST,
     RECIPE,
     BankBesideModel,
+    key,
     names,
     people,
     picks,
@@ -26,9 +26,8 @@ from hypothesis.stateful import precondition
 from elm_agent.errors import InputError, NotFound
 from elm_agent.records import KeyKind, MemoryKeys, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.storage.bank import Adopted
-from elm_agent.testing.doubles import key_of
 
-_PAST, _FUTURE = datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+_FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 
 some = st.lists(picks, min_size=1, max_size=4)
 
@@ -81,7 +80,7 @@ class MemoryRules(BankBesideModel):
         self.bank.review(memory.namespace, memory_id, actor="test", verdict="good", note="fine")
 
     @precondition(lambda self: self.model.memories)
-    @step(pick=picks, until=st.sampled_from((None, _PAST, _FUTURE)))
+    @step(pick=picks, until=st.sampled_from((None, PAST, _FUTURE)))
     def set_validity(self, pick: int, until: datetime | None) -> None:
         memory_id, memory = self.memory(pick)
         self.bank.set_validity(memory.namespace, memory_id, until, actor="test")
@@ -144,32 +143,12 @@ class MemoryRules(BankBesideModel):
         floor=st.sampled_from((-1.0, 0.3)),
     )
     def nearest(self, name: str, question: str, k: int, kind: KeyKind, others: set[str], floor: float) -> None:
-        """Against the obvious way: every active key, one product, a sort."""
-        query = _key(question, kind)
-        options = {"min_similarity": floor, "exclude_question": question, "shared": sorted(others)}
-        if not others <= {name, *SHARED}:
-            with pytest.raises(InputError):
-                self.bank.nearest(name, kind, query, k, **options)
+        if others <= {name, *SHARED}:
+            self.compare_nearest(self.bank, name, question, k, kind, others, floor)
             return
-        true = {
-            one: float(_key(memory.keyed, kind).astype(np.float64) @ query.astype(np.float64))
-            for one, memory in self.model.memories.items()
-            if memory.state is MemoryState.ACTIVE and memory.valid_until != _PAST
-            if memory.namespace in {name, *others} and memory.named != question
-        }
-        best = sorted((similarity for similarity in true.values() if similarity >= floor), reverse=True)[:k]
-        hits = self.bank.nearest(name, kind, query, k, **options)
-        assert [hit.similarity for hit in hits] == pytest.approx(best, abs=1e-5)
-        assert len({hit.memory_id for hit in hits}) == len(hits)
-        for hit in hits:
-            memory = self.model.memories[hit.memory_id]
-            assert hit.similarity == pytest.approx(true[hit.memory_id], abs=1e-5)
-            assert hit.namespace == memory.namespace
-            prompt = self.bank.prompt(hit.namespace, hit.memory_id).prompt_VE
-            assert prompt.equal(trained("any", memory.seed).prompt.prompt_VE)
-
-
-_key = lru_cache(maxsize=10_000)(key_of)
+        query = key(question, kind)
+        with pytest.raises(InputError):
+            self.bank.nearest(name, kind, query, k, exclude_question=question, shared=sorted(others))
 
 
 def _adopted(question: str, seed: int, state: MemoryState) -> Adopted:

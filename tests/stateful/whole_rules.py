@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from bank_beside_model import BankBesideModel, names, seeds, step
+from bank_beside_model import PAST, BankBesideModel, names, seeds, step
 from bank_model import NAMES
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
@@ -56,7 +56,7 @@ class WholeRules(BankBesideModel):
         expired = [
             one
             for one, memory in self.model.of(name).items()
-            if memory.valid_until is not None and memory.valid_until.year == 2020
+            if memory.valid_until == PAST
             if not memory.pinned and memory.state is not MemoryState.RETIRED
         ]
         report = maintain(self.bank, [name], Rules(), purge=purge, undo_days=0.0)
