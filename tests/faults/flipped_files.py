@@ -7,7 +7,6 @@ What the agent gets to see is ``flipped_homes``.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from flipped_homes import KINDS, S3_KIND, Objects, Seen, gather, make_homes
+from flipped_homes import KINDS, S3_KIND, Objects, Seen, agents, gather, make_homes
 from s3 import ENVIRONMENT, NoServer, temporary_s3
 
 RARE = {"chroma"}  # its child process takes seconds
@@ -42,8 +41,7 @@ def damaged(data: bytes, dice: random.Random) -> tuple[bytes, str]:
 
 def visit(root: Path, how: str) -> tuple[int, Seen | None]:
     """The exit status of an agent's process on this home, and what it saw."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "flipped_homes", "torch", "chromadb"])
+    context = agents()
     heard, said = context.Pipe(duplex=False)
     process = context.Process(target=_visit, args=(root, how, said))
     process.start()
@@ -122,11 +120,11 @@ class Campaign:
 
     def run(self, count: int) -> dict[str, Flips]:
         """Damage ``count`` files, each kind about as often."""
-        common = [kind for kind in self.flips if kind not in RARE] or list(self.flips)
-        kinds = [
-            kind for kind in self.flips if kind in RARE and kind not in common for _ in range(max(1, count // 20))
-        ]
+        rare = [kind for kind in self.flips if kind in RARE]
+        common = [kind for kind in self.flips if kind not in RARE] or rare
+        kinds = rare * max(1, count // 20)
         kinds += [common[n % len(common)] for n in range(count - len(kinds))]
+        self._dice.shuffle(kinds)
         for n, kind in enumerate(kinds, 1):
             self._flip(kind)
             if n % 25 == 0:

@@ -8,19 +8,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import s3
 import s3fs
 from dying_worker import make_worker
+from forks import forks
 from kill_child import MODEL, NAMESPACE, RECIPE
 from sqlalchemy import event
 
@@ -84,6 +85,11 @@ class Seen:
             self.refused.append(f"{name}: {error}")
 
 
+def agents() -> ForkServerContext:
+    """Where the processes of agents are made."""
+    return forks("flipped_homes", "torch", "chromadb")
+
+
 # --- made ---------------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +143,7 @@ def _fill(root: Path, how: str) -> None:
 
 def _die_in_an_eviction(root: Path) -> None:
     """Leave a journal from which the next to open the database must roll back what was half written."""
-    process = multiprocessing.get_context("forkserver").Process(target=_evict_and_die, args=(root,))
+    process = agents().Process(target=_evict_and_die, args=(root,))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
