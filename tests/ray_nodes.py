@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _STORE = 80 * 1024 * 1024  # bytes, the least that Ray takes
+_START_SECONDS = 300  # for a node to come up on a machine that has other things to do
 
 
 class RayNodes:
@@ -19,7 +20,8 @@ class RayNodes:
 
     def add(self, **resources: Any) -> str:
         """A node with two CPUs; its id, as Ray names it."""
-        node = self._cluster.add_node(**({"num_cpus": 2, "object_store_memory": _STORE} | resources))
+        node = self._cluster.add_node(wait=False, **({"num_cpus": 2, "object_store_memory": _STORE} | resources))
+        self._cluster.wait_for_nodes(_START_SECONDS)
         self._nodes[node.node_id] = node
         return str(node.node_id)
 

@@ -133,6 +133,10 @@ class Crew:
             self.hopeless |= actor.state is ActorState.OPENING
             self._failed(actor, f"failed while {actor.state}: {_one_line(error.cause or error)}")
         except RayError as error:
+            if actor.state is ActorState.PLACING and actor.node not in (None, *cluster.nodes()):
+                logger.info("%s had no place: node %s is gone", actor.name, actor.node)
+                self._drop(actor)  # a dead node counts as alive until Ray misses it: no failure of the actor
+                return
             self._failed(actor, f"died while {actor.state}: {_one_line(error)}")
         else:
             self._next(actor, result)
