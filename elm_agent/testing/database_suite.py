@@ -2,6 +2,8 @@
 
 For a server that speaks PostgreSQL's or SQLite's dialect but is not one of ours: a managed or a distributed one, or
 another build. What is judged is the ledger: schema, chain, queue and their promises under threads and processes.
+SQLite in a temporary folder is the smallest that passes; in memory it has a database for each connection, or one
+connection for all threads, and neither is a bank.
 """
 
 from __future__ import annotations

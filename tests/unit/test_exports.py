@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import elm_agent
+from elm_agent import testing
 
 HEAVY = ("torch", "transformers", "chromadb", "sqlalchemy", "alembic", "langgraph", "langchain_core", "matplotlib")
 
@@ -32,6 +33,19 @@ def test_rooms_show_what_they_promise(room: str) -> None:
     module = importlib.import_module(f"elm_agent.{room}")
     for name in getattr(module, "__all__", ()):
         assert hasattr(module, name), name
+
+
+def test_suites_are_named_by_what_they_judge_and_say_what_they_need() -> None:
+    """A third party has the library and pytest; without pytest one sentence says so."""
+    assert set(testing._HOMES) == set(testing.__all__)
+    code = (
+        "import sys; sys.modules['pytest'] = None\n"
+        "from elm_agent.testing import MemoryTensors, MemoryIndex\n"
+        "try: from elm_agent.testing import KeyIndexSuite\n"
+        "except ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "KeyIndexSuite is run by pytest, which is not installed: `pip install pytest`\n"
 
 
 @pytest.mark.parametrize("module", ["elm_agent", "elm_agent.settings", "elm_agent.protocols", "elm_agent.runtime"])
