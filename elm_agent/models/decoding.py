@@ -6,7 +6,7 @@ whatever else is in the batch (up to rounding of the logits).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -182,9 +182,8 @@ def decode(
     logits_BV: torch.Tensor,
     rows: Sequence[Row],
     end_ids: Sequence[int],
-    between: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fill ``rows`` token by token until each has ended or reached its limit; ``between`` is called between tokens.
+    """Fill ``rows`` token by token until each has ended or reached its limit.
 
     ``prefix`` holds the B rows already read (it is consumed), ``logits_BV`` their next-token logits.
     """
@@ -192,4 +191,3 @@ def decode(
     decoder.join(prefix, logits_BV, rows)
     while decoder.rows:
         decoder.step()
-        between()

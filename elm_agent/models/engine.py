@@ -6,23 +6,25 @@ Knows the network, the tokenizer and the lease; knows nothing of memories' recor
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_agent.errors import InputError, ModelMismatch
+from elm_agent.errors import InputError, JobCancelled, ModelMismatch
 from elm_agent.models import keys
 from elm_agent.models.decoding import Row
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.network import Network
-from elm_agent.models.serving import Serving, Tokens
+from elm_agent.models.serving import Serving, Start, Tokens
 from elm_agent.models.streaming import TextStream
 from elm_agent.protocols import GenerationRequest, Message
 from elm_agent.records import Generation, KeyKind, MemoryKeys, ModelFingerprint, Vector
 from elm_agent.softprompt import SoftPrompt
+
+_LOOK_SECONDS = 0.2  # between two looks whether a job is still wanted
 
 
 class LocalModel:
@@ -129,6 +131,21 @@ class LocalModel:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         futures = [self.submit(request) for request in requests]
         return [future.result() for future in futures]
+
+    def sample(self, start: Start, rows: Sequence[Row], cancelled: Callable[[], bool]) -> list[Row]:
+        """Draw the rollouts of one group, beside whatever else is in flight; they give way to answers.
+
+        Raises ``JobCancelled`` within a token or so of ``cancelled()``.
+        """
+        replies = self._serving.submit_group(start, rows)
+        try:
+            while wait(replies, timeout=_LOOK_SECONDS).not_done:
+                if cancelled():
+                    raise JobCancelled("stopped among its rollouts, as asked")
+        finally:
+            for reply in replies:
+                reply.cancel()  # harmless for those that are done
+        return [reply.result() for reply in replies]
 
     def training(self) -> AbstractContextManager[None]:
         return self._lease.training()

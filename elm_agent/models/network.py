@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.step import why_unknown
 
 
@@ -33,6 +35,20 @@ class Prefix:
     def states(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of each layer: (B, key heads, L, head width)."""
         return [(layer.keys, layer.values) for layer in self.cache.layers]
+
+    def leaf(self) -> tuple[Prefix, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """The same values as leaves, for gradients to gather on, and (what was cut, its leaf) of each."""
+        cache = copy.copy(self.cache)
+        cache.layers, pairs = [], []
+        for layer in self.cache.layers:
+            cut = copy.copy(layer)
+            for name in ("keys", "values"):
+                states = getattr(layer, name)
+                if states.requires_grad:
+                    pairs.append((states, states.detach().requires_grad_(True)))
+                    setattr(cut, name, pairs[-1][1])
+            cache.layers.append(cut)
+        return Prefix(cache, self.mask_BL), pairs
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows (int64 indices), in place."""
@@ -86,10 +102,36 @@ class Network:
 
         Returns logits (B, T, vocabulary), float32 or wider.
         """
+        return wide(self._extend(self.model, prefix, tokens_BT, mask_BT).logits)
+
+    def logprobs(
+        self,
+        prefix: Prefix,
+        inputs_BT: torch.Tensor,
+        tokens_BT: torch.Tensor,
+        mask_BT: torch.Tensor,
+        temperature: float,
+    ) -> torch.Tensor:
+        """Log-probabilities (B, T) in nats of ``tokens_BT``, each after the input at its place; 0 where masked.
+
+        ``prefix`` is consumed. At logits / temperature, at least float32.
+        """
+        if self.why_slow is None:
+            hidden_BTE = self._extend(self.model.model, prefix, inputs_BT).last_hidden_state
+            weight_VE = self.model.lm_head.weight
+            chosen_N = head_logprobs(hidden_BTE[mask_BT], weight_VE, tokens_BT[mask_BT], temperature)
+        else:
+            logits_BTV = self.extend(prefix, inputs_BT)
+            chosen_N = token_logprobs(logits_BTV[mask_BT], tokens_BT[mask_BT], temperature)
+        return chosen_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, chosen_N)
+
+    def _extend(
+        self, module: Any, prefix: Prefix, tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None = None
+    ) -> Any:
         if mask_BT is None:
             mask_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
         mask_BL = torch.cat([prefix.mask_BL, mask_BT], dim=1)
-        out = self.model(
+        out = module(
             input_ids=tokens_BT,
             attention_mask=_mask_or_none(mask_BL),
             position_ids=positions_of(mask_BL)[:, -tokens_BT.shape[1] :],
@@ -97,7 +139,7 @@ class Network:
             use_cache=True,
         )
         prefix.mask_BL = mask_BL
-        return wide(out.logits)
+        return out
 
 
 def left_pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

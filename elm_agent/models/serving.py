@@ -1,6 +1,7 @@
-"""The thread that answers: whoever submits a row joins the rows in flight, at any token where the network allows it.
+"""The thread that draws tokens: whoever submits a row joins the rows in flight, at any token where the network can.
 
-Knows rows, futures and the lease; knows nothing of tokenizers, text or memories.
+Answers and the rollouts of memories that are being trained are rows of one batch. Knows rows, futures and the
+lease; knows nothing of tokenizers, text or memories.
 """
 
 from __future__ import annotations
@@ -9,23 +10,26 @@ import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from elm_agent.errors import ModelError
 from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.lease import ModelLease
-from elm_agent.models.network import Network
+from elm_agent.models.memory import row_bytes, spare_bytes
+from elm_agent.models.network import Network, Prefix
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Generation
 
 Tokens = queue.SimpleQueue[int | None]  # the tokens of one row as they are drawn, then None
 
 
-class Reply(Future[Generation]):
+class Reply(Future[Any]):
     """A row's future. Cancelled while it is generated, the row leaves at its next token and nobody else notices."""
 
     unwanted = False
@@ -37,11 +41,19 @@ class Reply(Future[Generation]):
 
 
 @dataclass(slots=True, eq=False)
+class Start:
+    """One row already read, with which the rollouts of a group begin. Its logits are those of the first token."""
+
+    prefix: Prefix
+    logits_1V: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
 class _Flight:
-    request: GenerationRequest
-    reply: Reply
-    tokens: Tokens | None
-    row: Row = field(default_factory=lambda: Row(max_new_tokens=0))
+    source: GenerationRequest | Start
+    row: Row
+    tokens: Tokens | None = None
+    reply: Reply = field(default_factory=Reply)
     started: float = 0.0
     told: int = 0  # tokens already put into ``tokens``; a row that runs again draws the same ones
 
@@ -51,7 +63,7 @@ class _Flight:
                 self.tokens.put(token)
         self.told = max(self.told, len(self.row.tokens))
 
-    def end(self, outcome: Generation | BaseException) -> None:
+    def end(self, outcome: object) -> None:
         if isinstance(outcome, BaseException):
             self.reply.set_exception(outcome)
         else:
@@ -61,13 +73,13 @@ class _Flight:
 
 
 class Serving:
-    """Answers rows on a thread of its own. Close it to stop the thread.
+    """Draws the tokens of answers and rollouts on a thread of its own. Close it to stop the thread.
 
     Args:
         embed: the embeddings (T, E) of a request, soft prompt and all.
-        finish: the generation of a row that is done and the seconds it took.
+        finish: the generation of an answer's row that is done and the seconds it took; a rollout's row is its result.
         context_length: most positions of a row.
-        max_rows: most rows in flight.
+        max_rows: most answers in flight, and most rollouts beside them.
         join_window: seconds that the first row waits for company.
     """
 
@@ -91,71 +103,91 @@ class Serving:
         self._context_length = context_length
         self._max_rows = max_rows
         self._join_window = join_window
-        self._pending: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
-        self._starting = threading.Lock()
+        self._arrived = threading.Condition()
+        self._answers: deque[_Flight] = deque()
+        self._rollouts: deque[_Flight] = deque()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     def submit(self, request: GenerationRequest, tokens: Tokens | None = None) -> Reply:
-        """Queue one row. Raises ``ModelError`` when closed."""
-        flight = _Flight(request, Reply(), tokens)
-        with self._starting:  # so that nothing is queued behind the end that ``close`` puts there
-            if self._closed:
-                raise ModelError("the model is closed: open a new runtime")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="elm-engine", daemon=True)
-                self._thread.start()
-            self._pending.put(flight)
+        """Queue one answer. Raises ``ModelError`` when closed."""
+        flight = _Flight(request, Row(max_new_tokens=request.max_new_tokens), tokens)
+        self._queue(self._answers, [flight])
+        self._lease.expect_answers(1)
         return flight.reply
+
+    def submit_group(self, start: Start, rows: Sequence[Row]) -> list[Reply]:
+        """Queue rollouts of one start; they give way to answers and to updates. Raises ``ModelError`` when closed."""
+        flights = [_Flight(start, row) for row in rows]
+        self._queue(self._rollouts, flights)
+        return [flight.reply for flight in flights]
 
     def close(self) -> None:
         """Finish what is queued and stop the thread. Idempotent."""
-        with self._starting:
+        with self._arrived:
             self._closed = True
             thread, self._thread = self._thread, None
+            self._arrived.notify_all()
         if thread is not None:
-            self._pending.put(None)
             thread.join()
 
-    def _serve(self) -> None:
-        while (first := self._pending.get()) is not None:
-            self._run(_wanted([first, *self._arrivals(self._max_rows - 1, self._join_window)]), company=True)
+    # --- the thread ----------------------------------------------------------------------------------------
 
-    def _arrivals(self, room: int, window: float = 0.0) -> list[_Flight]:
-        """Whoever came, and whoever comes within ``window`` seconds; at most ``room``."""
-        found: list[_Flight] = []
-        deadline = time.monotonic() + window
-        while len(found) < room:
-            try:
-                flight = self._pending.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                break
-            if flight is None:  # closing: serve what came before
-                self._pending.put(None)
-                break
-            found.append(flight)
-        return found
+    def _queue(self, waiting: deque[_Flight], flights: Sequence[_Flight]) -> None:
+        with self._arrived:
+            if self._closed:
+                raise ModelError("the model is closed: open a new runtime")
+            waiting.extend(flights)
+            self._arrived.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="elm-engine", daemon=True)
+                self._thread.start()
+
+    def _serve(self) -> None:
+        while self._work():
+            self._run([], company=True)
+
+    def _work(self) -> bool:
+        """Wait for rows and their company; False when closed and nothing is left."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._answers or self._rollouts or self._closed)
+            if not self._closed:
+                self._arrived.wait_for(
+                    lambda: self._closed or len(self._answers) >= self._max_rows, timeout=self._join_window
+                )
+            return bool(self._answers or self._rollouts)
 
     def _run(self, aboard: list[_Flight], *, company: bool) -> None:
-        """Answer these, and with ``company`` whoever comes meanwhile."""
+        """Draw these rows to their ends, and with ``company`` those that come meanwhile."""
         try:
-            with self._lease.answering():
+            with self._lease.serving():
                 self._fly(aboard, company=company)
-        except BaseException as error:  # noqa: BLE001 - it belongs to the callers, who get it from their futures
+        except BaseException as error:  # it belongs to the callers, who get it from their futures
             traceback.clear_frames(error.__traceback__)  # they hold the rows' tensors: memory for what comes next
+            if not aboard:
+                raise
             if len(aboard) == 1:
                 aboard[0].end(error)
                 return
-        for flight in aboard:  # one row must not cost the others their answers
-            self._run([flight], company=False)
+        # Too many rows for the memory, or a bad one among them: half of them, and so on. They draw the same tokens.
+        half = len(aboard) // 2
+        for part in (aboard[:half], aboard[half:]):
+            if part:
+                self._run(part, company=False)
 
     def _fly(self, aboard: list[_Flight], *, company: bool) -> None:
-        """Take on, step and let go until nobody is aboard. Whoever is still in ``aboard`` has no answer yet."""
+        """Take on, step and let go until nobody is aboard. Whoever is still in ``aboard`` has no result yet."""
         decoder = Decoder(self._network, self._end_ids)
-        boarding = list(aboard)
-        while aboard:
-            if boarding:
-                self._board(decoder, boarding)
+        waiting = list(aboard)
+        while True:
+            if company and decoder.open:
+                arrivals = self._arrivals(aboard)
+                aboard += arrivals
+                waiting += arrivals
+            while waiting and decoder.open:
+                waiting = self._board(decoder, waiting)
+            if not aboard:
+                return
             decoder.step()
             for flight in list(aboard):
                 flight.tell()
@@ -164,26 +196,57 @@ class Serving:
                     flight.row.dropped = True
                     aboard.remove(flight)
                     flight.end(outcome)
-            boarding = []
-            if company and decoder.open:
-                boarding = _wanted(self._arrivals(self._max_rows - len(aboard)))
-                aboard += boarding
+            waiting = [flight for flight in waiting if flight in aboard]
+
+    def _arrivals(self, aboard: Sequence[_Flight]) -> list[_Flight]:
+        """Those to take on now: every answer for which there is a row, and the rollouts that fit into memory."""
+        answering = sum(isinstance(flight.source, GenerationRequest) for flight in aboard)
+        with self._arrived:
+            answers = _taken(self._answers, self._max_rows - answering)
+            rollouts = _taken(self._rollouts, self._rollout_room(len(aboard) - answering, alone=not aboard))
+        self._lease.expect_answers(-len(answers))
+        return _wanted([*answers, *rollouts])
+
+    def _rollout_room(self, drawing: int, *, alone: bool) -> int:
+        if not self._rollouts:
+            return 0
+        first, spare = self._rollouts[0], spare_bytes(self._network.device)
+        assert isinstance(first.source, Start)
+        positions = int(first.source.prefix.mask_BL.shape[1]) + first.row.max_new_tokens
+        fitting = self._max_rows if spare is None else spare // 2 // row_bytes(first.source.prefix, positions)
+        return max(min(self._max_rows - drawing, fitting), int(alone))
 
     @torch.no_grad()
-    def _board(self, decoder: Decoder, flights: Sequence[_Flight]) -> None:
+    def _board(self, decoder: Decoder, flights: Sequence[_Flight]) -> list[_Flight]:
+        """Take on the answers, or the rollouts of one start; returns those who still wait."""
+        source = flights[0].source
+        if isinstance(source, Start):
+            group = [flight for flight in flights if flight.source is source]
+            prefix, logits_BV = source.prefix.shared(len(group)), source.logits_1V.expand(len(group), -1)
+        else:
+            group = [flight for flight in flights if isinstance(flight.source, GenerationRequest)]
+            prefix, logits_BV = self._network.read([self._embed(flight.source) for flight in group])  # type: ignore[arg-type]
         started = time.perf_counter()
-        prefix, logits_BV = self._network.read([self._embed(flight.request) for flight in flights])
-        for flight, length in zip(flights, prefix.mask_BL.sum(dim=1).tolist(), strict=True):
-            request = flight.request
-            limit = min(request.max_new_tokens, self._context_length - length)
-            flight.row = Row(max_new_tokens=limit, temperature=request.temperature, seed=request.seed)
-            flight.started = started
-        decoder.join(prefix, logits_BV, [flight.row for flight in flights])
+        for flight, length in zip(group, prefix.mask_BL.sum(dim=1).tolist(), strict=True):
+            flight.row, flight.started = self._row(flight, int(length)), started
+        decoder.join(prefix, logits_BV, [flight.row for flight in group])
+        return [flight for flight in flights if flight not in group]
 
-    def _outcome(self, flight: _Flight) -> Generation | BaseException:
+    def _row(self, flight: _Flight, length: int) -> Row:
+        asked = flight.row if isinstance(flight.source, Start) else flight.source
+        limit = min(asked.max_new_tokens, self._context_length - length)
+        return Row(max_new_tokens=limit, temperature=asked.temperature, seed=asked.seed)
+
+    def _outcome(self, flight: _Flight) -> object:
         if flight.reply.unwanted:
             return CancelledError()
+        if isinstance(flight.source, Start):
+            return flight.row
         return self._finish(flight.row, time.perf_counter() - flight.started)
+
+
+def _taken(waiting: deque[_Flight], most: int) -> list[_Flight]:
+    return [waiting.popleft() for _ in range(min(most, len(waiting)))]
 
 
 def _wanted(flights: list[_Flight]) -> list[_Flight]:

@@ -31,6 +31,8 @@ def why_unknown(model: PreTrainedModel) -> str | None:
         return f"it has layers of type {', '.join(sorted(unknown))}"
     if any(getattr(config, name, None) for name in ("final_logit_softcapping", "attn_logit_softcapping")):
         return "it caps its logits"
+    if model.lm_head.bias is not None:
+        return "its head has a bias"
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
     if kinds - _FIXED_ROPE:

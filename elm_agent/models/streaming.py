@@ -33,7 +33,8 @@ class TextStream(Iterator[str]):
 
     def result(self) -> Generation:
         """The whole generation, when it is there."""
-        return self._reply.result()
+        generation: Generation = self._reply.result()
+        return generation
 
     def close(self) -> None:
         """Give the row up: it leaves the batch at the next token. Harmless afterwards."""

@@ -10,28 +10,32 @@ Knows nothing of stores, jobs or routes.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 
 from elm_agent.errors import JobCancelled, TrainingError
-from elm_agent.models.decoding import Row, decode
+from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
+from elm_agent.models.serving import Start
 from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
 from elm_agent.training.checks import refuse_others, refuse_too_long
 from elm_agent.training.judging import judge
+from elm_agent.training.update import backward
 
 
 class GrpoTrainer:
     """Distils one question into one soft prompt by GRPO with majority-vote rewards. A ``Trainer``.
 
-    The model is held only within a step's two halves (rollouts, update), so that answers go in between.
+    The model is held only while it computes. Memories that are trained at the same time, each on a thread, draw
+    their rollouts as rows of one batch and update one after the other; their results do not depend on each other.
     """
 
     def __init__(self, model: LocalModel, task: Task) -> None:
@@ -63,36 +67,40 @@ class GrpoTrainer:
             if cancelled():
                 raise JobCancelled(f"stopped before step {step + 1} of {recipe.steps}, as asked")
             # 2a. G completions from the current memory.
-            tick = time.perf_counter()
             with self.model.training():
                 prefix, _ = network.read([torch.cat([prompt_VE.to(network.dtype), text_TE])])
-                rows = sample_group(network, prefix, last_id, self.model.end_ids, recipe, seed=seed, step=step)
+                start = first_token(network, prefix, last_id)
+            tick = time.perf_counter()
+            rows = sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled)
             seconds_rollout = time.perf_counter() - tick
             # 2b. Votes are the rewards: 1 for the most common answer's class, else 0.
             group, answer, share = judge(self.model, self.task, rows, step)
             # 2c. Advantages against the group's mean.
             advantages_G = numerics.group_advantages([rollout.reward for rollout in group])
             # 2d, 2e. One clipped policy-gradient step on the memory alone.
-            tick = time.perf_counter()
             with self.model.training():
-                loss, kl, clipped = backward(network, prefix, reference, last_id, rows, advantages_G, recipe)
+                tick = time.perf_counter()
+                pull = backward(network, prefix, reference, last_id, rows, advantages_G, recipe)
                 norm = descend(prompt_VE, optimizer, recipe.max_grad_norm)
-            if not (torch.isfinite(prompt_VE).all() and loss == loss and norm < float("inf")):
-                raise TrainingError(f"step {step + 1}: loss {loss}, gradient norm {norm}: lower the learning rate")
+                seconds_update = time.perf_counter() - tick
+            if not (torch.isfinite(prompt_VE).all() and math.isfinite(pull.loss) and math.isfinite(norm)):
+                raise TrainingError(
+                    f"step {step + 1}: loss {pull.loss}, gradient norm {norm}: lower the learning rate"
+                )
             rewards = [rollout.reward for rollout in group if rollout.reward is not None]
             record = StepRecord(
                 step=step,
                 majority_answer=answer,
                 vote_share=share,
                 reward_mean=sum(rewards) / len(rewards),
-                loss=loss,
-                kl=kl,
+                loss=pull.loss,
+                kl=pull.kl,
                 grad_norm=norm,
-                clip_fraction=clipped,
+                clip_fraction=pull.clipped,
                 tokens=sum(rollout.tokens for rollout in group),
                 finished_share=sum(rollout.finished for rollout in group) / len(group),
                 seconds_rollout=seconds_rollout,
-                seconds_update=time.perf_counter() - tick,
+                seconds_update=seconds_update,
             )
             # 3. The whole trajectory is kept.
             curve.append(record)
@@ -124,17 +132,17 @@ def rollout_seed(seed: int, step: int, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@torch.no_grad()
+def first_token(network: Network, prefix: Prefix, last_id: int) -> Start:
+    """What the group's rollouts begin with: the one row in ``prefix`` and the last prompt token, without gradient."""
+    read = prefix.shared(1, detach=True)
+    return Start(read, network.extend(read, torch.tensor([[last_id]], device=network.device))[:, -1])
+
+
 def sample_group(
-    network: Network,
-    prefix: Prefix,
-    last_id: int,
-    end_ids: Sequence[int],
-    recipe: Recipe,
-    *,
-    seed: int,
-    step: int,
+    model: LocalModel, start: Start, recipe: Recipe, *, seed: int, step: int, cancelled: Callable[[], bool]
 ) -> list[Row]:
-    """G sampled completions of the one row in ``prefix`` (which lacks the last prompt token), without gradient."""
+    """G sampled completions, drawn beside whatever else the model is drawing."""
     rows = [
         Row(
             max_new_tokens=recipe.max_new_tokens,
@@ -143,48 +151,7 @@ def sample_group(
         )
         for index in range(recipe.rollouts)
     ]
-    with torch.no_grad():
-        shared = prefix.shared(len(rows), detach=True)
-        last_B1 = torch.full((len(rows), 1), last_id, device=network.device)
-        decode(network, shared, network.extend(shared, last_B1)[:, -1], rows, end_ids)
-    return rows
-
-
-def completion_logprobs(
-    network: Network, prefix: Prefix, last_id: int, tokens_GT: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Log-probabilities (G, T) of right-padded completions after the one row in ``prefix`` and its last token."""
-    last_G1 = torch.full((tokens_GT.shape[0], 1), last_id, device=tokens_GT.device)
-    inputs_GT = torch.cat([last_G1, tokens_GT[:, :-1]], dim=1)
-    logits_GTV = network.extend(prefix.shared(tokens_GT.shape[0]), inputs_GT)
-    return numerics.token_logprobs(logits_GTV, tokens_GT, temperature)
-
-
-def backward(
-    network: Network,
-    prefix: Prefix,
-    reference: Prefix | None,
-    last_id: int,
-    rows: Sequence[Row],
-    advantages_G: torch.Tensor,
-    recipe: Recipe,
-) -> tuple[float, float, float]:
-    """Put the gradient of the loss on the memory. Returns loss, mean KL per token (nats) and clipped share."""
-    if reference is None and not bool(advantages_G.any()):
-        return 0.0, 0.0, 0.0  # every term is exactly zero, and so is the gradient
-    tokens_GT, mask_GT = completions([row.tokens for row in rows], network.device)
-    logprobs_GT = completion_logprobs(network, prefix, last_id, tokens_GT, recipe.temperature)
-    old_GT = logprobs_GT.detach()  # one update per group: the sampling policy is the current one
-    objective_GT = numerics.clipped_objective(logprobs_GT, old_GT, advantages_G, recipe.clip_eps)
-    kl_GT = None
-    if reference is not None:
-        with torch.no_grad():
-            reference_GT = completion_logprobs(network, reference, last_id, tokens_GT, recipe.temperature)
-        kl_GT = numerics.kl_k3(logprobs_GT, reference_GT)
-    loss = numerics.dr_grpo_loss(objective_GT, kl_GT, mask_GT, max_tokens=recipe.max_new_tokens, beta=recipe.beta)
-    torch.autograd.backward(loss)
-    kl = 0.0 if kl_GT is None else float((kl_GT.detach() * mask_GT).sum() / mask_GT.sum())
-    return float(loss.detach()), kl, numerics.clip_fraction(logprobs_GT.detach(), old_GT, mask_GT, recipe.clip_eps)
+    return model.sample(start, rows, cancelled)
 
 
 def descend(prompt_VE: torch.Tensor, optimizer: torch.optim.Optimizer, max_norm: float) -> float:
@@ -195,14 +162,6 @@ def descend(prompt_VE: torch.Tensor, optimizer: torch.optim.Optimizer, max_norm:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def completions(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Completions padded on the right with 0: tokens (G, T) int64, and the bool mask (G, T) of what is real."""
-    longest = max(len(row) for row in rows)
-    tokens_GT = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    lengths_G = torch.tensor([len(row) for row in rows], device=device)
-    return tokens_GT, torch.arange(longest, device=device)[None, :] < lengths_G[:, None]
 
 
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:

@@ -21,12 +21,6 @@ def group_advantages(rewards: Sequence[float | None]) -> torch.Tensor:
     return torch.tensor([0.0 if r is None else r - mean for r in rewards], dtype=torch.float64)
 
 
-def token_logprobs(logits_GTV: torch.Tensor, tokens_GT: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Log-probability (G, T) in nats of each token under logits / temperature, at least in float32."""
-    scaled_GTV = logits_GTV / temperature
-    return scaled_GTV.gather(-1, tokens_GT[..., None])[..., 0] - scaled_GTV.logsumexp(dim=-1)
-
-
 def clipped_objective(
     logprobs_GT: torch.Tensor, old_logprobs_GT: torch.Tensor, advantages_G: torch.Tensor, clip_eps: float
 ) -> torch.Tensor:
@@ -51,11 +45,20 @@ def kl_k3(logprobs_GT: torch.Tensor, reference_GT: torch.Tensor) -> torch.Tensor
 
 
 def dr_grpo_loss(
-    objective_GT: torch.Tensor, kl_GT: torch.Tensor | None, mask_GT: torch.Tensor, *, max_tokens: int, beta: float
+    objective_GT: torch.Tensor,
+    kl_GT: torch.Tensor | None,
+    mask_GT: torch.Tensor,
+    *,
+    max_tokens: int,
+    beta: float,
+    rows: int | None = None,
 ) -> torch.Tensor:
-    """Scalar loss: -(sum of masked objective - beta * KL) / (G * T_max), the constant normaliser of Dr.GRPO."""
+    """Scalar loss: -(sum of masked objective - beta * KL) / (G * T_max), the constant normaliser of Dr.GRPO.
+
+    ``rows``: G, where only a part of the group is given; the parts add up to the whole.
+    """
     per_token_GT = -objective_GT if kl_GT is None else -objective_GT + beta * kl_GT
-    return (per_token_GT * mask_GT).sum() / (mask_GT.shape[0] * max_tokens)
+    return (per_token_GT * mask_GT).sum() / ((rows or mask_GT.shape[0]) * max_tokens)
 
 
 def initial_prompt(question_TE: torch.Tensor, virtual_tokens: int) -> torch.Tensor:

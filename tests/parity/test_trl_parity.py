@@ -17,8 +17,6 @@ import torch
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'elm-agent[trl]'")
 
-import trl.trainer.grpo_trainer as trl_grpo
-
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
@@ -26,7 +24,7 @@ from elm_agent.protocols import Task, Trained
 from elm_agent.records import Recipe
 from elm_agent.tasks import get_task
 from elm_agent.testing.tiny import write_tiny_model
-from elm_agent.training import GrpoTrainer, grpo, numerics, trl_run
+from elm_agent.training import GrpoTrainer, grpo, numerics, trl_run, update
 from elm_agent.training.trl_trainer import TrlTrainer
 
 QUESTION = "What is 7 times 8?"
@@ -38,13 +36,13 @@ TINY = [[40, 41, 42, 43, 44, 45, 46], [50, 51, 258], [40, 41, 42, 43, 44, 45, 46
 class Seen:
     """What passed through one back end, a list item for each step."""
 
-    logprobs_GT: list[torch.Tensor] = field(default_factory=list)  # policy, nats
+    logprobs: list[dict[tuple[int, ...], torch.Tensor]] = field(default_factory=list)  # policy, nats, by completion
     gradients_VE: list[torch.Tensor] = field(default_factory=list)  # before clipping
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[LocalModel]:
-    folder = write_tiny_model(tmp_path / "tiny")
+@pytest.fixture(params=["llama"])
+def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalModel]:
+    folder = write_tiny_model(tmp_path / "tiny", architecture=request.param)
     yield from opened(str(folder))
 
 
@@ -65,23 +63,24 @@ def train_native(
 ) -> tuple[Trained, Seen, list[list[list[int]]]]:
     """Train with the completions of ``given`` (steps of groups of ids), or sample; returns what was drawn too."""
     seen, drawn = Seen(), []
-    sample, logprobs, descend = grpo.sample_group, grpo.completion_logprobs, grpo.descend
+    sample, logprobs, descend = grpo.sample_group, update.completion_logprobs, grpo.descend
 
-    def sampled(*arguments: Any, seed: int, step: int) -> list[Row]:
+    def sampled(*arguments: Any, step: int, **more: Any) -> list[Row]:
         if given is None:
-            rows = sample(*arguments, seed=seed, step=step)
+            rows = sample(*arguments, step=step, **more)
         else:
             rows = [
                 Row(max_new_tokens=recipe.max_new_tokens, tokens=list(tokens), finished=tokens[-1] in model.end_ids)
                 for tokens in given[step]
             ]
         drawn.append([list(row.tokens) for row in rows])
+        seen.logprobs.append({})
         return rows
 
     def spied(*arguments: Any) -> torch.Tensor:
         found: torch.Tensor = logprobs(*arguments)
         if found.requires_grad:
-            seen.logprobs_GT.append(found.detach().clone())
+            seen.logprobs[-1] |= by_completion(*arguments[3:5], found)
         return found
 
     def descended(prompt_VE: torch.Tensor, *arguments: Any) -> float:
@@ -91,7 +90,7 @@ def train_native(
 
     with patch.context() as inside:
         inside.setattr(grpo, "sample_group", sampled)
-        inside.setattr(grpo, "completion_logprobs", spied)
+        inside.setattr(update, "completion_logprobs", spied)
         inside.setattr(grpo, "descend", descended)
         trained = GrpoTrainer(model, task).train(QUESTION, recipe=replace(recipe, trainer="native"), seed=3)
     return trained, seen, drawn
@@ -109,10 +108,10 @@ def train_trl(
     run = trl_run.GroupRun
     per_token, training_step = run._get_per_token_logps_and_entropies, run.training_step
 
-    def spied(self: Any, *arguments: Any, **more: Any) -> Any:
-        found = per_token(self, *arguments, **more)
+    def spied(self: Any, model: Any, ids: Any, mask: Any, completion: int, **more: Any) -> Any:
+        found = per_token(self, model, ids, mask, completion, **more)
         if found[0].requires_grad:
-            seen.logprobs_GT.append(found[0].detach().clone())
+            seen.logprobs.append(by_completion(ids[:, -completion:], mask[:, -completion:].bool(), found[0]))
         return found
 
     def stepped(self: Any, *arguments: Any, **more: Any) -> Any:
@@ -124,9 +123,14 @@ def train_trl(
         inside.setattr(run, "_generate_single_turn", lambda self, *_: (given[self.state.global_step], None))
         inside.setattr(run, "_get_per_token_logps_and_entropies", spied)
         inside.setattr(run, "training_step", stepped)
-        inside.setattr(trl_grpo, "shuffle_sequence_dict", lambda batch: batch)  # rows stay in order
         trainer = TrlTrainer(model, task, **options)
         return trainer.train(QUESTION, recipe=replace(recipe, trainer="trl"), seed=3), seen
+
+
+def by_completion(ids_BT: torch.Tensor, mask_BT: torch.Tensor, logprobs_BT: torch.Tensor) -> dict[Any, torch.Tensor]:
+    """Rows by what they complete: back ends cut and order a group as they like."""
+    rows = zip(ids_BT, mask_BT, logprobs_BT.detach(), strict=True)
+    return {tuple(ids[real].tolist()): row[real] for ids, real, row in rows}
 
 
 def cosine(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -138,8 +142,8 @@ def check_one_step(
 ) -> None:
     native, ours, _ = train_native(model, task, recipe, patch, [group])
     reference, theirs = train_trl(model, task, recipe, patch, [group])
-    mask_GT = grpo.completions(group, model.network.device)[1]
-    difference = float((ours.logprobs_GT[0] - theirs.logprobs_GT[0])[mask_GT].abs().max())
+    assert ours.logprobs[0].keys() == theirs.logprobs[0].keys() == {tuple(tokens) for tokens in group}
+    difference = max(float((row - theirs.logprobs[0][key]).abs().max()) for key, row in ours.logprobs[0].items())
     here, there = native.final, reference.final
     assert [r.reward for r in native.rollouts] == [r.reward for r in reference.rollouts]
     assert 0 < here.vote_share < 1  # or there would be no gradient to compare
@@ -169,6 +173,7 @@ def check_ten_steps(model: LocalModel, task: Task, recipe: Recipe, patch: pytest
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("tiny", ["llama", "qwen3", "gpt2"], indirect=True)  # GPT-2 has dropout, which stays off
 def test_a_step_of_the_tiny_model(tiny: LocalModel, monkeypatch: pytest.MonkeyPatch, beta: float) -> None:
     recipe = Recipe(
         rollouts=4, steps=1, max_new_tokens=7, virtual_tokens=5, temperature=0.8, learning_rate=0.01, beta=beta

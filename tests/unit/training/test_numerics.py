@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from elm_agent.models.head import token_logprobs
 from elm_agent.training import numerics
 
 
@@ -27,10 +28,10 @@ def test_a_failed_reward_is_left_out_of_the_mean_instead_of_counting_as_zero() -
 def test_token_logprobs_are_those_of_the_scaled_distribution() -> None:
     logits_GTV = torch.tensor([[[0.0, math.log(3.0)], [math.log(4.0), 0.0]]], dtype=torch.float64)
     tokens_GT = torch.tensor([[1, 1]])
-    at_one = numerics.token_logprobs(logits_GTV, tokens_GT, 1.0)
+    at_one = token_logprobs(logits_GTV, tokens_GT, 1.0)
     torch.testing.assert_close(at_one.exp(), torch.tensor([[0.75, 0.2]], dtype=torch.float64))
     # At temperature 0.5 the odds are squared: 9 to 1, and 1 to 16.
-    at_half = numerics.token_logprobs(logits_GTV, tokens_GT, 0.5)
+    at_half = token_logprobs(logits_GTV, tokens_GT, 0.5)
     torch.testing.assert_close(at_half.exp(), torch.tensor([[0.9, 1 / 17]], dtype=torch.float64))
 
 

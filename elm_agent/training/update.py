@@ -1,0 +1,103 @@
+"""The gradient of one step on one memory, in micro-batches: METHOD 1d on what a group has drawn.
+
+The prompt's keys and values are read once, with gradient, and shared by the group. Each micro-batch leaves its
+gradient on them; only then does it go on to the memory. The sum is the same however the group is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from elm_agent.models.decoding import Row
+from elm_agent.models.network import Network, Prefix
+from elm_agent.records import Recipe
+from elm_agent.training import numerics
+
+TOKEN_BUDGET = 1024
+"""Completion positions of a micro-batch: more take memory and no less time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What one update was made of: the loss, mean KL per token in nats, and the share of tokens that were clipped."""
+
+    loss: float = 0.0
+    kl: float = 0.0
+    clipped: float = 0.0
+
+
+def backward(
+    network: Network,
+    prefix: Prefix,
+    reference: Prefix | None,
+    last_id: int,
+    rows: Sequence[Row],
+    advantages_G: torch.Tensor,
+    recipe: Recipe,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+) -> Pull:
+    """Put the gradient of the loss on the memory. ``prefix`` holds one row, the prompt without ``last_id``."""
+    if reference is None and not bool(advantages_G.any()):
+        return Pull()  # every term is exactly zero, and so is the gradient
+    shared, roots = prefix.leaf()
+    tokens = sum(len(row.tokens) for row in rows)
+    loss = kl = clipped = 0.0
+    for part in micro_batches([len(row.tokens) for row in rows], token_budget):
+        tokens_BT, mask_BT = completions([rows[index].tokens for index in part], network.device)
+        logprobs_BT = completion_logprobs(network, shared, last_id, tokens_BT, mask_BT, recipe.temperature)
+        old_BT = logprobs_BT.detach()  # one update per group: the sampling policy is the current one
+        objective_BT = numerics.clipped_objective(logprobs_BT, old_BT, advantages_G[part], recipe.clip_eps)
+        kl_BT = None
+        if reference is not None:
+            with torch.no_grad():
+                reference_BT = completion_logprobs(
+                    network, reference, last_id, tokens_BT, mask_BT, recipe.temperature
+                )
+            kl_BT = numerics.kl_k3(logprobs_BT, reference_BT)
+            kl += float((kl_BT.detach() * mask_BT).sum())
+        part_loss = numerics.dr_grpo_loss(
+            objective_BT, kl_BT, mask_BT, rows=len(rows), max_tokens=recipe.max_new_tokens, beta=recipe.beta
+        )
+        torch.autograd.backward(part_loss)
+        loss += float(part_loss.detach())
+        clipped += numerics.clip_fraction(logprobs_BT.detach(), old_BT, mask_BT, recipe.clip_eps) * int(mask_BT.sum())
+    pairs = [(root, leaf.grad) for root, leaf in roots if leaf.grad is not None]
+    torch.autograd.backward([root for root, _ in pairs], [gradient for _, gradient in pairs])
+    return Pull(loss, kl / tokens, clipped / tokens)
+
+
+def completion_logprobs(
+    network: Network,
+    prefix: Prefix,
+    last_id: int,
+    tokens_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Log-probabilities (B, T) of right-padded completions after the one row in ``prefix`` and its last token."""
+    last_B1 = torch.full((tokens_BT.shape[0], 1), last_id, device=tokens_BT.device)
+    inputs_BT = torch.cat([last_B1, tokens_BT[:, :-1]], dim=1)
+    return network.logprobs(prefix.shared(tokens_BT.shape[0]), inputs_BT, tokens_BT, mask_BT, temperature)
+
+
+def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices of rows, longest first, in parts of at most ``token_budget`` positions, or of one row."""
+    parts: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= token_budget:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return parts
+
+
+def completions(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Completions padded on the right with 0: tokens (B, T) int64, and the bool mask (B, T) of what is real."""
+    longest = max(len(row) for row in rows)
+    tokens_BT = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    lengths_B = torch.tensor([len(row) for row in rows], device=device)
+    return tokens_BT, torch.arange(longest, device=device)[None, :] < lengths_B[:, None]

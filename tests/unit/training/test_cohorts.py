@@ -1,0 +1,153 @@
+"""Memories that are trained at the same time: what they draw, what they become, and who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from elm_agent.errors import JobCancelled
+from elm_agent.models.engine import LocalModel
+from elm_agent.models.loading import load_pretrained
+from elm_agent.protocols import GenerationRequest, Trained
+from elm_agent.records import Recipe
+from elm_agent.tasks import get_task
+from elm_agent.testing.tiny import write_tiny_model
+from elm_agent.training import GrpoTrainer
+
+QUESTIONS = ["What is 2 plus 3?", "What is 12 times 4?", "How many days has a week?", "7 - 5 = ?"]
+RECIPE = Recipe(rollouts=4, steps=3, max_new_tokens=6, virtual_tokens=5, learning_rate=0.05, beta=0.01)
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalModel]:
+    loaded = load_pretrained(
+        str(write_tiny_model(tmp_path / "m", architecture=request.param)), device="cpu", dtype="float32", offline=True
+    )
+    model = LocalModel(loaded.model, loaded.tokenizer, loaded.fingerprint, max_batch_rows=12)
+    yield model
+    model.close()
+
+
+def train(model: LocalModel, seed: int) -> Trained:
+    return GrpoTrainer(model, get_task("text")).train(QUESTIONS[seed], recipe=RECIPE, seed=seed)
+
+
+def test_four_memories_become_the_same_alone_and_together(model: LocalModel) -> None:
+    alone = [train(model, seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: train(model, seed), range(4)))
+    for one, other in zip(alone, together, strict=True):
+        assert [rollout.text for rollout in one.rollouts] == [rollout.text for rollout in other.rollouts]
+        torch.testing.assert_close(one.prompt.prompt_VE, other.prompt.prompt_VE, rtol=0, atol=1e-5)
+        assert [record.vote_share for record in one.curve] == [record.vote_share for record in other.curve]
+        assert [record.loss for record in other.curve] == pytest.approx([r.loss for r in one.curve], abs=1e-5)
+
+
+def test_rows_of_different_memories_are_drawn_together_up_to_the_limit(model: LocalModel) -> None:
+    sizes: list[int] = []
+    arrivals = model._serving._arrivals
+
+    def watched(aboard: list[object]) -> list[object]:
+        found = arrivals(aboard)  # type: ignore[arg-type]
+        sizes.append(len(aboard) + len(found))
+        return found  # type: ignore[return-value]
+
+    model._serving._arrivals = watched  # type: ignore[method-assign,assignment]
+    with model.training():  # until all four wait
+        pool = ThreadPoolExecutor(4)
+        futures = [pool.submit(train, model, seed) for seed in range(4)]
+    for future in futures:
+        future.result(timeout=120)
+    pool.shutdown()
+    assert 8 <= max(sizes) <= 12  # 16 rows wanted, three groups of four fit
+
+
+def test_too_many_rows_for_the_memory_are_drawn_in_halves(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from elm_agent.models import decoding
+
+    alone = train(model, 0)
+    step, refused = decoding.Decoder.step, []
+
+    def small(self: decoding.Decoder) -> list[decoding.Row]:
+        if len(self.rows) > 2:
+            refused.append(len(self.rows))
+            raise torch.OutOfMemoryError("out of memory")
+        return step(self)
+
+    monkeypatch.setattr(decoding.Decoder, "step", small)
+    halved = train(model, 0)
+    assert 4 in refused
+    assert [rollout.text for rollout in halved.rollouts] == [rollout.text for rollout in alone.rollouts]
+    torch.testing.assert_close(halved.prompt.prompt_VE, alone.prompt.prompt_VE, rtol=0, atol=1e-5)
+
+
+def test_rollouts_are_few_where_memory_is_short(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from elm_agent.models import serving
+
+    sizes: list[int] = []
+    board = model._serving._board
+
+    def watched(decoder: object, waiting: list[object]) -> list[object]:
+        sizes.append(len(waiting))
+        return board(decoder, waiting)  # type: ignore[arg-type,return-value]
+
+    monkeypatch.setattr(serving, "spare_bytes", lambda _device: 0)
+    model._serving._board = watched  # type: ignore[method-assign,assignment]
+    train(model, 1)
+    assert set(sizes) == {1}
+
+
+def test_an_answer_goes_before_rollouts_and_updates(model: LocalModel) -> None:
+    order: list[str] = []
+    request = GenerationRequest(prompt_ids=model.encode([{"role": "user", "content": "hi"}]), max_new_tokens=3)
+
+    def update() -> None:
+        with model.training():
+            order.append("update")
+
+    with model.training():
+        waiting = threading.Thread(target=update)
+        waiting.start()
+        until(lambda: model._lease._updates_waiting == 1)
+        answer = model.submit(request)
+        answer.add_done_callback(lambda _: order.append("answer"))
+    assert answer.result(timeout=60).token_ids
+    waiting.join(60)
+    assert order == ["answer", "update"]
+
+
+def test_a_job_is_cancelled_among_its_rollouts(model: LocalModel) -> None:
+    long = Recipe(rollouts=4, steps=3, max_new_tokens=900, virtual_tokens=5)
+    model._serving._end_ids = ()
+    asked = threading.Event()
+    boarded = threading.Event()
+    board = model._serving._board
+
+    def watched(decoder: object, waiting: list[object]) -> list[object]:
+        boarded.set()
+        return board(decoder, waiting)  # type: ignore[arg-type,return-value]
+
+    model._serving._board = watched  # type: ignore[method-assign,assignment]
+    with ThreadPoolExecutor(1) as pool:
+        trainer = GrpoTrainer(model, get_task("text"))
+        job = pool.submit(trainer.train, QUESTIONS[0], recipe=long, seed=0, cancelled=asked.is_set)
+        assert boarded.wait(60)
+        asked.set()
+        with pytest.raises(JobCancelled, match="among its rollouts"):
+            job.result(timeout=60)
+    assert model.generate(
+        [GenerationRequest(prompt_ids=model.encode([{"role": "user", "content": "hi"}]), max_new_tokens=3)]
+    )[0].token_ids
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
