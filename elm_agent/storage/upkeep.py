@@ -108,7 +108,7 @@ def stale_indexes(session: Session, namespace: str, *, now: datetime) -> dict[st
     next_event = (EventRow.namespace == WatermarkRow.namespace) & (EventRow.revision == WatermarkRow.revision + 1)
     query = select(WatermarkRow.index_name, WatermarkRow.revision).join(EventRow, next_event)
     query = query.where(WatermarkRow.namespace == namespace, EventRow.created_at < now - STALE)
-    return dict(session.execute(query).tuples().all())
+    return {row.index_name: row.revision for row in session.execute(query)}
 
 
 def _next_floor(change: Change, upto: int) -> int:
