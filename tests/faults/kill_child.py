@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from elm_agent.records import (
 )
 from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.indexes import chroma_probe
 from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.moving.move import move
@@ -68,7 +70,7 @@ class Place:
 
     def open(self) -> Bank:
         database = Database.open(self.url)
-        chroma = ChromaIndex(self.home / "chroma") if self.index == "chroma" else None
+        chroma = ChromaIndex(self.home / "chroma", broken=_tried) if self.index == "chroma" else None
         return Bank(
             database,
             LocalTensors(self.home / "tensors"),
@@ -77,6 +79,19 @@ class Place:
             exact=ExactIndex(self.home / "index", keep_above=4),
             vault=open_vault(database, function=lambda: b"k" * 32) if self.encrypted else None,
         )
+
+
+def _tried(folder: Path, seconds: float) -> bool:
+    """The same probe as ever, forked: an interpreter that starts and imports Chroma takes seconds."""
+    process = forks(__name__).Process(target=_try, args=(folder,))
+    process.start()
+    process.join(seconds)
+    return process.exitcode != 0
+
+
+def _try(folder: Path) -> None:
+    sys.argv[1:] = [str(folder)]
+    sys.exit(chroma_probe.main())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,8 @@ _CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGILL, -s
 class ChromaIndex(ChromaKeys):
     """A ``KeyIndex`` in ``directory``, opened at first use. Approximate: the caller re-checks what it gets.
 
-    ``probe_seconds``: how long the child process may take; it rebuilds the graph of every collection.
+    ``probe_seconds``: how long the child process may take; it rebuilds the graph of every collection. ``broken``:
+    another way to let a process of its own open a folder, told the folder and those seconds; whether it is broken.
     """
 
     capabilities = frozenset(
@@ -43,10 +44,13 @@ class ChromaIndex(ChromaKeys):
     )
     width_limit: int | None = None
 
-    def __init__(self, directory: Path, *, probe_seconds: float = 600.0) -> None:
+    def __init__(
+        self, directory: Path, *, probe_seconds: float = 600.0, broken: Callable[[Path, float], bool] | None = None
+    ) -> None:
         super().__init__()
         self.directory = Path(directory).absolute()
         self._probe_seconds = probe_seconds
+        self._broken = broken or _broken
         self._owner = FileLock(self.directory.with_name(self.directory.name + ".lock"), thread_local=False)
 
     @property
@@ -128,7 +132,7 @@ class ChromaIndex(ChromaKeys):
             return
         if not os.access(self.directory, os.W_OK):
             raise IndexUnavailable(f"the Chroma index {self.directory} is not writable; check its owner and mount")
-        if _broken(self.directory, self._probe_seconds):
+        if self._broken(self.directory, self._probe_seconds):
             name = self._kept_name()
             if self._aside.exists():
                 shutil.rmtree(self._aside)
