@@ -22,7 +22,7 @@ NAMES = [
     "examples/README.md",
 ]
 DOCUMENTS = {name: (ROOT / name).read_text("utf-8") for name in NAMES}
-NOT_SETTINGS = {"ELM_SETTINGS", "ELM_DEBUG", "ELM_TEST_POSTGRES", "ELM_TEST_RAY"}
+NOT_SETTINGS = {"ELM_SETTINGS", "ELM_DEBUG", "ELM_TEST_PARITY", "ELM_TEST_POSTGRES"}
 
 each_document = pytest.mark.parametrize("name", NAMES)
 
