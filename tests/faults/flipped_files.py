@@ -128,7 +128,8 @@ class Campaign:
         for n, kind in enumerate(kinds, 1):
             self._flip(kind)
             if n % 25 == 0:
-                print(f"{n} of {len(kinds)}", file=sys.stderr, flush=True)
+                bad = [text for one in self.flips.values() for text in one.said]
+                print(f"{n} of {len(kinds)}, bad: {bad or 'none'}", file=sys.stderr, flush=True)
         return self.flips
 
     def _flip(self, kind: str) -> None:

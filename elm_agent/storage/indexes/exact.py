@@ -79,6 +79,10 @@ class ExactIndex:
                 self._tables[namespace, kind] = KeyTable(found.keys.shape[1], found.ids, found.keys)
         return found.mark if found is not None else None
 
+    def kept(self, namespace: str, kind: KeyKind) -> bool:
+        """Whether there is any snapshot, of whatever age."""
+        return self._snapshots is not None and self._snapshots.any(namespace, kind)
+
     def due(self, namespace: str, kind: KeyKind) -> bool:
         """Whether so much has changed since the snapshot that a new one pays."""
         table = self._tables.get((namespace, kind))

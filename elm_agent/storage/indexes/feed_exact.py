@@ -92,12 +92,16 @@ class ExactFeed:
         return True
 
     def _load(self, namespace: str, kind: KeyKind, newest: Mark) -> None:
-        """From nothing. A snapshot of before a purge, of whatever process, may hold the purged key: it goes."""
+        """From nothing. A snapshot of before a purge, of whatever process, may hold the purged key: it goes.
+
+        With it go those of the other kinds, but only then: or two kinds in use would take turns in deleting.
+        """
         if self._index.restore(namespace, kind, lambda mark: mark == newest) is not None:
             return
-        self._index.scrub(namespace)
-        for other in KeyKind:
-            self._seen.pop((namespace, other), None)
+        if (namespace, kind) in self._seen or self._index.kept(namespace, kind):
+            self._index.scrub(namespace)
+            for other in KeyKind:
+                self._seen.pop((namespace, other), None)
         for entries in active_keys(self._database, namespace, kind):
             self._index.apply(namespace, kind, entries, ())
 

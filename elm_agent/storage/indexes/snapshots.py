@@ -73,6 +73,10 @@ class Snapshots:
                 shutil.rmtree(path, ignore_errors=True)  # another process may be deleting it too
         return None
 
+    def any(self, namespace: str, kind: KeyKind) -> bool:
+        """Whether there is one, whole or not, trusted or not."""
+        return bool(_listed(self._place(namespace, kind)))
+
     def write(
         self,
         namespace: str,

@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from elm_agent.records import KeyKind, MemoryState
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.indexes import feed_exact
 from elm_agent.storage.indexes import snapshots as snapshot_files
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.indexes.snapshots import Mark, Snapshots, folder_name
@@ -129,6 +130,25 @@ def test_a_bank_opens_from_its_snapshot(reopened: Open, tmp_path: Path, monkeypa
     third = learn("c", unit(1, 1, 0, 0))
     monkeypatch.setattr("elm_agent.storage.indexes.feed_exact.active_keys", None)  # must not be needed
     assert found(reopened()) == [third.id, second.id]
+
+
+def test_questions_by_both_kinds_of_key_load_each_once(reopened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = reopened()
+    learn = learner(bank)
+    memories = [learn("a", X, kv=unit(1, 0)).id, learn("b", Y, kv=unit(0, 1)).id]
+    loaded: list[KeyKind] = []
+    keys = feed_exact.active_keys
+
+    def counted(database: Database, namespace: str, kind: KeyKind) -> Any:
+        loaded.append(kind)
+        return keys(database, namespace, kind)
+
+    monkeypatch.setattr(feed_exact, "active_keys", counted)
+    for asked in (bank, reopened()):
+        for _ in range(3):
+            assert found(asked) == memories
+            assert [hit.memory_id for hit in asked.nearest("default", KeyKind.KV, unit(1, 0), 9)] == memories
+    assert loaded == [KeyKind.INPUT, KeyKind.KV]
 
 
 def test_a_snapshot_of_another_history_is_not_trusted(reopened: Open, tmp_path: Path) -> None:
