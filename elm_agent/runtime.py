@@ -50,6 +50,7 @@ class Runtime:
     recipe: Recipe
     _trainer_for: Callable[[str], Trainer] = field(repr=False)
     _tasks: frozenset[str] = field(repr=False)
+    _concurrency: int = field(repr=False)
     _closing: ExitStack = field(repr=False)
     _bound: set[str] = field(default_factory=set, repr=False)
     _binding: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -69,9 +70,13 @@ class Runtime:
         """The namespaces that are read beside ``namespace``, itself left out."""
         return tuple(name for name in self.settings.shared_namespaces if name != namespace)
 
-    def worker(self, *, concurrency: int = 1, observe: Observer | None = None) -> Worker:
-        """A worker on this runtime's model and bank, for a process of its own (``elm-agent worker``)."""
-        return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, concurrency, observe)
+    def worker(self, *, concurrency: int | None = None, observe: Observer | None = None) -> Worker:
+        """A worker on this runtime's model and bank, for a process of its own (``elm-agent worker``).
+
+        ``concurrency``: as in the settings by default, and 1 with a trainer of your own.
+        """
+        together = concurrency or self._concurrency
+        return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, together, observe)
 
     def close(self) -> None:
         """Stop learning after its current step, then close bank and model. Idempotent."""
@@ -270,7 +275,8 @@ def open_runtime(
         judge = _verifier(settings, model, task, verifier)
         bank.bind(settings.namespace, model.fingerprint)
         _check_shared(settings, bank, model)
-        runner = _runner(settings, _worker(settings, bank, model, trainer_for, tasks, 1, observe))
+        together = settings.worker.concurrency if trainer is None else 1  # nobody said that another may be shared
+        runner = _runner(settings, _worker(settings, bank, model, trainer_for, tasks, together, observe))
         opened.callback(runner.stop)
         runner.start()
         return Runtime(
@@ -284,6 +290,7 @@ def open_runtime(
             recipe=settings.learning.recipe(),
             _trainer_for=trainer_for,
             _tasks=tasks,
+            _concurrency=together,
             _closing=opened.pop_all(),
             _bound={settings.namespace},
         )

@@ -89,6 +89,7 @@ class WorkerSettings(_Section):
     mode: Literal["thread", "inline", "external", "ray"] = Field(
         "thread", description="in this process, before the node returns (tests), by `elm-agent worker`, or on Ray"
     )
+    concurrency: int = Field(4, ge=1, description="memories trained at the same time when several jobs wait")
     lease_seconds: float = Field(60.0, gt=0, description="a job without a heartbeat for this long is taken over")
     heartbeat_seconds: float = Field(10.0, gt=0, description="how often a worker says that it lives")
     poll_seconds: float = Field(0.5, gt=0, description="how often an idle worker looks for a job")

@@ -27,7 +27,10 @@ _LOOK_SECONDS = 1.0  # between two looks at the workers on Ray
 def worker(
     options: Shared,
     once: Annotated[bool, typer.Option("--once", help="Stop when no job is due.")] = False,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Jobs learned at the same time.")] = 1,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", min=1, help="Jobs learned at the same time.  [default: worker.concurrency]"),
+    ] = None,
 ) -> None:
     """Learn what waits in the queue, for this model and all namespaces, until stopped.
 
@@ -36,7 +39,7 @@ def worker(
     """
     out = options.output()
     if options.load().worker.mode == "ray":
-        if concurrency > 1:
+        if concurrency is not None:
             raise InputError("--concurrency is for learning in this process: on Ray set ray.max_actors")
         with opened_runtime(options, owns_index=False) as runtime:
             _learn_on_ray(runtime, out, once=once)

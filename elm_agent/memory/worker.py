@@ -43,7 +43,7 @@ class Worker:
         heartbeat_seconds: time between signs of life; each training step gives one as well.
         poll_seconds: how often an idle worker looks for a job.
         backoff_seconds: wait before the second attempt; the queue doubles it each time.
-        concurrency: jobs learnt at the same time.
+        concurrency: jobs learnt at the same time, each on a thread; with the native trainer they share their batches.
         upkeep: called between two jobs, often; see ``maintain.Scheduled``. Not with ``once``.
         observe: told every step of ``LEARN_STEPS``, and ``job.done``, ``job.failed``, ``job.cancelled``,
             ``job.released`` and ``job.lost``; each detail names its ``job_id``. What it raises is logged.
@@ -82,6 +82,7 @@ class Worker:
         self._stopping = threading.Event()
         self._finishing = threading.Event()
         self._wake = threading.Event()
+        self._turn = threading.Lock()
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -94,15 +95,21 @@ class Worker:
         raised: list[BaseException] = []
 
         def loop(slot: int) -> None:
-            while not (self._stopping.is_set() or self._finishing.is_set()):
-                if slot == 0 and not once:
-                    self._upkeep()
-                if self._next(patient=not once):
-                    taken[slot] += 1
-                elif once:
-                    return
-                elif self._wake.wait(self._poll_seconds):
-                    self._wake.clear()
+            while True:
+                with self._turn:  # one idle slot looks, the others wait for their turn
+                    if self._stopping.is_set() or self._finishing.is_set():
+                        return
+                    if not once:
+                        self._upkeep()
+                    lease = self._claim(patient=not once)
+                    if lease is None:
+                        if once:
+                            return
+                        if self._wake.wait(self._poll_seconds):
+                            self._wake.clear()
+                        continue
+                taken[slot] += 1
+                self._work(lease)
 
         def other(slot: int) -> None:
             try:
@@ -131,7 +138,10 @@ class Worker:
 
     def run_one(self) -> bool:
         """Take and finish one due job; False when there is none."""
-        return self._next(patient=False)
+        lease = self._claim(patient=False)
+        if lease is not None:
+            self._work(lease)
+        return lease is not None
 
     def wake(self) -> None:
         """Look for a job now instead of at the next poll."""
@@ -153,20 +163,16 @@ class Worker:
 
     # --- one job -----------------------------------------------------------------------------------------
 
-    def _next(self, *, patient: bool) -> bool:
+    def _claim(self, *, patient: bool) -> Lease | None:
         try:
-            lease = self.bank.jobs.claim(
+            return self.bank.jobs.claim(
                 self.owner, lease_seconds=self._lease_seconds, model_id=self.model.id, tasks=self.tasks
             )
         except StorageError as error:
             if not patient:
                 raise
             logger.warning("no job could be claimed, will look again: %s", error)
-            return False
-        if lease is None:
-            return False
-        self._work(lease)
-        return True
+            return None
 
     def _work(self, lease: Lease) -> None:
         heartbeat = Heartbeat(

@@ -49,7 +49,7 @@ class Learner:
         found = self._runtime.model.fingerprint
         if found.id != model_id:
             raise JobError(f"this worker has model {found.name!r} ({found.id[:19]}), the jobs want {model_id[:19]}")
-        self._worker = self._runtime.worker()
+        self._worker = self._runtime.worker(concurrency=1)  # the crew counts a job to each actor
 
     def run(self) -> int:
         """Work until told to end; the number of jobs taken."""
