@@ -26,7 +26,9 @@ _LOOK_SECONDS = 1.0  # between two looks at the workers on Ray
 
 def worker(
     options: Shared,
-    once: Annotated[bool, typer.Option("--once", help="Stop when no job is due.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Stop when no job is due; one that failed waits a while.")
+    ] = False,
     concurrency: Annotated[
         int | None,
         typer.Option("--concurrency", min=1, help="Jobs learned at the same time.  [default: worker.concurrency]"),
@@ -51,7 +53,8 @@ def worker(
             taken = learner.run(once=once)
         if stopped.is_set():
             raise KeyboardInterrupt
-        out.note(f"{taken} jobs taken; none is due")
+        waiting = ", but some wait for another attempt or run elsewhere: see `elm-agent jobs list`"
+        out.note(f"{taken} jobs taken; none is due{'' if learner.idle() else waiting}")
 
 
 def _learn_on_ray(runtime: Runtime, out: Output, *, once: bool) -> None:

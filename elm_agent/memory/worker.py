@@ -89,6 +89,7 @@ class Worker:
     def run(self, *, once: bool = False) -> int:
         """Work until ``stop``, or with ``once`` until no job is due. Returns the number of jobs taken.
 
+        A job whose attempt failed is due again after its pause, so ``once`` may leave it queued; see ``idle``.
         What one slot raises ends all of them after their current step, and is raised here.
         """
         taken = [0] * self._concurrency

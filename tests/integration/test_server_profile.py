@@ -64,27 +64,28 @@ def servers(environment: pytest.MonkeyPatch, pgvector_url: str, s3_server: S3Ser
     return environment
 
 
-def work(profile: str, home: Path) -> None:
+def work(profile: str, home: Path) -> str:
     """A worker: the command, in a process and with a home of its own, as on another machine."""
     command = ["-m", "elm_agent.cli", "--settings", str(PROFILES / profile), "worker", "--once"]
     done = subprocess.run(
         [sys.executable, *command], env=os.environ | {"ELM_HOME": str(home)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 def asked_and_learned(runtime: Runtime, worker_home: Path | None) -> MemoryRecord:
     """The first question is answered and queued, somebody learns it, and its memory is found for the second."""
     graph, bank = build_graph(runtime), runtime.bank
-    first = graph.invoke({"question": FIRST})
+    first, said = graph.invoke({"question": FIRST}), ""
     assert first["route"] == "no_memory"
     if worker_home is None:
         assert runtime.runner.wait_idle(60)
     else:
         assert [job.state for job in bank.jobs.list("default")] == [JobState.QUEUED], "nobody learns here"
-        work("server.toml", worker_home)
+        said = work("server.toml", worker_home)
     [job] = bank.jobs.list("default")
-    assert (job.id, job.state, job.reason) == (first["job_id"], JobState.DONE, None)
+    assert (job.id, job.state, job.reason, job.attempts) == (first["job_id"], JobState.DONE, None, 1), said
     [memory] = bank.memories("default")
     second = graph.invoke({"question": SECOND})
     assert second["memory_id"] == memory.id

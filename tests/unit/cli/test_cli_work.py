@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,19 @@ def test_worker_once_learns_what_waits(elm: Elm) -> None:
     assert (result.exit_code, result.stdout.count(", active")) == (0, 2), result.output
     assert "2 jobs taken; none is due" in result.stderr
     assert "0 jobs taken" in elm("worker", "--once").stderr
+
+
+def test_worker_once_says_what_still_waits(elm: Elm, tmp_path: Path) -> None:
+    """What failed once is due again after a pause, and a worker that ends meanwhile has not learned it."""
+    elm("ask", "What is 2 times 7?")
+    with closing(open_bank(Settings(home=tmp_path / ".elm"), owns_index=False)) as bank:
+        lease = bank.jobs.claim("another", lease_seconds=60)
+        assert lease is not None
+        bank.jobs.fail(lease, "the store was away", backoff_seconds=600)
+    result = elm("worker", "--once")
+    assert result.exit_code == 0
+    assert "0 jobs taken; none is due, but some wait for another attempt" in result.stderr
+    assert "elm-agent jobs list" in result.stderr
 
 
 def test_worker_as_json_lines(elm: Elm) -> None:
