@@ -189,6 +189,7 @@ NO_NAMESPACE = {
     "JobQueue.counts": "numbers of the whole queue",
     "JobQueue.claim": "for a worker, which serves every namespace",
     "TensorStore.namespaces": "for doctor",
+    "TensorStore.keeps_deleted": "of the store as a whole",
     "TensorStore.temporary": "for doctor",
     "TensorStore.sweep": "for doctor",
     "KeyIndex.wipe": "of the index as a whole",
