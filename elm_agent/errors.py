@@ -26,6 +26,8 @@ Messages carry what was got, what was expected and the next thing to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ElmError(Exception):
     """Root of every failure that elm_agent raises on purpose."""
@@ -111,7 +113,9 @@ class JobCancelled(JobError):
 
 
 class TrainingError(ElmError, RuntimeError):
-    """A memory could not be trained."""
+    """A memory could not be trained. ``curve``: the ``StepRecord`` of each step that was done before."""
+
+    curve: tuple[Any, ...] = ()
 
 
 class VerificationError(ElmError, RuntimeError):

@@ -129,6 +129,21 @@ class Trained:
     def final(self) -> StepRecord:
         return self.curve[-1]
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained."""
+        return self.prompt.prompt_VE.numel()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what was trained, as it is kept: float32."""
+        return self.prompt.prompt_VE.nbytes
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Wall time of a step in the mean: its completions and its update."""
+        return sum(record.seconds for record in self.curve) / len(self.curve)
+
 
 class Trainer(Protocol):
     """Distils one question into one memory (METHOD section 1)."""
@@ -146,7 +161,7 @@ class Trainer(Protocol):
 
         Raises:
             JobCancelled: ``cancelled()`` became true.
-            TrainingError: the loss or the prompt stopped being finite.
+            TrainingError: a loss, a logit or the prompt stopped being finite; its ``curve`` has the steps before.
             InputError: the question does not fit the model.
         """
         ...

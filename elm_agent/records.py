@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -161,14 +161,48 @@ class Recipe:
     min_vote_share: float = 0.0  # the gate: below this final vote share a memory stays a candidate
     seed: int = 0
     trainer: str = "native"  # who ran the loop: this library, or "trl"
+    skip_equal_rewards: bool = False  # approximation: a step whose rewards are all equal changes nothing
+    stop_when_settled: int = 0  # approximation: stop after so many steps in a row at ``settled_share``; 0: never
+    settled_share: float = 1.0  # the vote share from which a step counts as settled
 
     @property
     def id(self) -> str:
-        """A digest of every field; ``trainer`` is younger than the first banks and counts when it is not theirs."""
+        """A digest of every field; one that is younger than the first banks counts when it is not its default."""
+        younger = ("trainer", "skip_equal_rewards", "stop_when_settled", "settled_share")
         values = asdict(self)
-        if self.trainer == "native":
-            del values["trainer"]
+        for one in fields(self):
+            if one.name in younger and values[one.name] == one.default:
+                del values[one.name]
         return digest_of(values)
+
+    @property
+    def approximations(self) -> tuple[str, ...]:
+        """Where it leaves the algorithm of the paper to save time; empty: the mathematics is exact."""
+        switched_on = {"skip_equal_rewards": self.skip_equal_rewards, "stop_when_settled": self.stop_when_settled > 0}
+        return tuple(name for name, on in switched_on.items() if on)
+
+    @property
+    def offline(self) -> bool:
+        """Whether it is for studies alone: made with what an agent never has, and never kept in a bank."""
+        return self.objective == "grpo_ground_truth" or self.parameterisation == "full"
+
+    @property
+    def contradiction(self) -> str | None:
+        """Which of its values make no sense together, in one sentence; None when all do."""
+        without_group = {
+            "beta": self.beta,
+            "min_vote_share": self.min_vote_share,
+            "skip_equal_rewards": self.skip_equal_rewards,
+            "stop_when_settled": self.stop_when_settled,
+        }
+        if self.objective == "sft_greedy":
+            for name, value in without_group.items():
+                if value:
+                    return (
+                        f"objective 'sft_greedy' has one completion, no votes and no KL term; {name} is {value!r}: "
+                        "leave it out"
+                    )
+        return None
 
 
 # --- generation ---------------------------------------------------------------------------------------------
@@ -252,6 +286,10 @@ class StepRecord:
     finished_share: float
     seconds_rollout: float
     seconds_update: float
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_rollout + self.seconds_update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

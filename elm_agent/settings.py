@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from elm_agent.errors import SettingsError
@@ -53,6 +53,34 @@ class LearningSettings(_Section):
     trainer: Literal["native", "trl"] = Field(
         "native", description="this library's loop, or the reference: TRL and PEFT (`pip install 'elm-agent[trl]'`)"
     )
+    objective: Literal["grpo_majority", "sft_greedy"] = Field(
+        "grpo_majority", description="GRPO on votes (paper), or its comparison: imitate the greedy answer"
+    )
+    skip_equal_rewards: bool = Field(
+        False, description="approximation: a step whose rewards are all equal changes nothing, momentum included"
+    )
+    stop_when_settled: int = Field(
+        0, ge=0, description="approximation: stop after so many steps in a row at `settled_share`; 0: never"
+    )
+    settled_share: float = Field(1.0, gt=0, le=1, description="vote share from which a step counts as settled")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _no_answers(cls, value: Any) -> Any:
+        if value == "grpo_ground_truth":
+            raise ValueError("it needs reference answers, which an agent has not: use `GrpoTrainer` for such a study")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LearningSettings:
+        recipe = self.recipe()
+        if recipe.contradiction is not None:
+            raise ValueError(recipe.contradiction)
+        if recipe.trainer == "trl" and (recipe.objective != "grpo_majority" or recipe.approximations):
+            raise ValueError(
+                "trainer 'trl' knows the objective 'grpo_majority' alone, and no approximation: use trainer 'native'"
+            )
+        return self
 
     def recipe(self) -> Recipe:
         """The frozen record of these settings that is stored with every memory."""

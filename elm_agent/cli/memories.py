@@ -257,7 +257,7 @@ def _tell(options: Shared, memory: MemoryRecord) -> None:
         "prompt": f"{memory.virtual_tokens} x {memory.width}, {memory.tensor_digest}",
         "model": f"{memory.model.name} ({memory.model.id})",
         "recipe": f"{recipe.parameterisation}, {recipe.objective}, {recipe.steps} x {recipe.rollouts} rollouts, "
-        f"trainer {recipe.trainer}",
+        f"trainer {recipe.trainer}" + "".join(f", approximation {name}" for name in recipe.approximations),
         "from": memory.origin if memory.subject is None else f"{memory.origin}, subject {memory.subject}",
         "valid until": None if memory.valid_until is None else f"{when(memory.valid_until)} UTC",
         "made by": f"elm_agent {memory.library_version}, job {memory.job_id}",

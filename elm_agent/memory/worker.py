@@ -237,6 +237,7 @@ class Worker:
 
     def _failed(self, lease: Lease, error: Exception) -> None:
         retry = not isinstance(error, FATAL)
+        curve = error.curve if isinstance(error, TrainingError) else ()
         reason = describe(error)
         logger.warning("job %s failed: %s", lease.job.id, reason, exc_info=error)
         self._settle(
@@ -244,7 +245,7 @@ class Worker:
             "job.failed",
             reason,
             lambda lease, reason: self.bank.jobs.fail(
-                lease, reason, backoff_seconds=self._backoff_seconds, retry=retry
+                lease, reason, backoff_seconds=self._backoff_seconds, retry=retry, curve=curve
             ),
         )
 

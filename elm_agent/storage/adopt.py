@@ -37,6 +37,7 @@ from elm_agent.storage.indexes.exact import check_vector
 from elm_agent.storage.keeping import ATTEMPTS, Stored, busy, stands, store
 from elm_agent.storage.ledger.changes import Change, changing
 from elm_agent.storage.ledger.proofs import horizon, record_proof
+from elm_agent.storage.queue.jobs import refuse_offline
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.paging import some
 from elm_agent.storage.sql.rows import pack, sealed, sealed_json
@@ -157,6 +158,7 @@ def _write(
 
 
 def _check(item: Adopted) -> None:
+    refuse_offline(item.recipe)
     if item.state not in (MemoryState.CANDIDATE, MemoryState.ACTIVE):
         raise InputError(f"an adopted memory is candidate or active; got {item.state}")
     if item.prompt.width != item.model.width:

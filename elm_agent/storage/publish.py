@@ -31,7 +31,7 @@ from elm_agent.storage.keeping import ATTEMPTS, Stored, busy, stands, store
 from elm_agent.storage.ledger.chain import genesis
 from elm_agent.storage.ledger.changes import Change, lock_namespace
 from elm_agent.storage.ledger.proofs import record_proof
-from elm_agent.storage.queue.jobs import Lease, fenced
+from elm_agent.storage.queue.jobs import Lease, fenced, refuse_offline
 from elm_agent.storage.queue.states import finish
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.rows import episode_row, fingerprint_of, pack, sealed
@@ -61,6 +61,7 @@ def publish(database: Database, tensors: TensorStore, vault: Vault, made: Public
     """See ``Bank.publish``."""
     from elm_agent.softprompt import to_bytes  # torch enters late: reading commands need none
 
+    refuse_offline(made.recipe)
     check_trained(made.trained, made.state, made.model)
     plain = to_bytes(made.trained.prompt.prompt_VE)
     with database.read() as session:

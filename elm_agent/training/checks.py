@@ -1,15 +1,18 @@
-"""What a trainer refuses before its first step. Pure; knows recipes and the model's limits."""
+"""What a trainer refuses: recipes before its first step, numbers that are not finite at any. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from elm_agent.errors import InputError
+from elm_agent.errors import InputError, TrainingError
+from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
-from elm_agent.records import Recipe
+from elm_agent.records import Recipe, StepRecord
 
 
-def refuse_others(recipe: Recipe, known: Mapping[str, str], trainer: str = "this trainer") -> None:
+def refuse_others(recipe: Recipe, known: Mapping[str, object], trainer: str = "this trainer") -> None:
     """Raise ``InputError`` for a recipe with another value than the one ``known`` to the trainer."""
     for name, value in known.items():
         if getattr(recipe, name) != value:
@@ -25,3 +28,24 @@ def refuse_too_long(recipe: Recipe, model: LocalModel, prompt_length: int) -> No
             f"of the question, {recipe.max_new_tokens} new), more than the model's context of "
             f"{model.context_length}: lower `learning.max_new_tokens`"
         )
+
+
+def refuse_unsound(rows: Sequence[Row], step: int) -> None:
+    """Raise ``TrainingError`` for tokens drawn from logits that are not finite: votes on them mean nothing."""
+    for index, row in enumerate(rows):
+        for token, logprob in enumerate(row.logprobs):
+            if not math.isfinite(logprob):
+                raise TrainingError(
+                    f"step {step + 1}: the model's logits are not finite at token {token + 1} of rollout {index + 1} "
+                    "(NaN or infinity): lower the learning rate, or load the model with `dtype` float32"
+                )
+
+
+@contextmanager
+def keeping(curve: Sequence[StepRecord]) -> Iterator[None]:
+    """A training that fails says how far it had come: its ``TrainingError`` carries the steps of ``curve``."""
+    try:
+        yield
+    except TrainingError as error:
+        error.curve = tuple(curve)
+        raise

@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import torch
 
-from elm_agent.errors import JobCancelled, TrainingError
+from elm_agent.errors import InputError, JobCancelled, TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
@@ -26,21 +26,28 @@ from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
-from elm_agent.training.checks import refuse_others, refuse_too_long
+from elm_agent.training.checks import keeping, refuse_others, refuse_too_long, refuse_unsound
 from elm_agent.training.judging import judge
-from elm_agent.training.update import backward
+from elm_agent.training.objectives import objective_of, settled
+from elm_agent.training.update import Pull
 
 
 class GrpoTrainer:
     """Distils one question into one soft prompt by GRPO with majority-vote rewards. A ``Trainer``.
 
-    The model is held only while it computes. Memories that are trained at the same time, each on a thread, draw
-    their rollouts as rows of one batch and update one after the other; their results do not depend on each other.
+    A recipe may name another objective of the paper, see ``objectives``. The model is held only while it computes.
+    Memories that are trained at the same time, each on a thread, draw their rollouts as rows of one batch and update
+    one after the other; their results do not depend on each other.
+
+    Args:
+        answers: reference answers by question, for studies with the objective ``grpo_ground_truth``; no other one
+            looks at them.
     """
 
-    def __init__(self, model: LocalModel, task: Task) -> None:
+    def __init__(self, model: LocalModel, task: Task, *, answers: Mapping[str, str] | None = None) -> None:
         self.model = model
         self.task = task
+        self.answers = dict(answers or {})
 
     def train(
         self,
@@ -52,8 +59,9 @@ class GrpoTrainer:
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Trained:
         """See ``Trainer.train``. The trajectory is a function of (question, recipe, seed) and the model."""
-        prompt_ids = self.model.encode(self.task.messages(question))
+        objective, prompt_ids = objective_of(recipe), self.model.encode(self.task.messages(question))
         _check(recipe, self.model, len(prompt_ids))
+        truth = self._truth(question) if objective.corrects else None
         network, started = self.model.network, time.perf_counter()
         text_TE, last_id = network.embed(prompt_ids[:-1]), prompt_ids[-1]
         # 1. The memory begins as the question's own embeddings; it is the only trainable tensor.
@@ -61,51 +69,57 @@ class GrpoTrainer:
         prompt_VE.requires_grad_(True)
         optimizer = torch.optim.AdamW([prompt_VE], lr=recipe.learning_rate, weight_decay=0.0)
         reference = self._reference(recipe, prompt_VE, text_TE)
+        target = self._greedy(recipe, text_TE, last_id, cancelled) if objective.imitates else None
         curve: list[StepRecord] = []
         rollouts: list[Rollout] = []
-        for step in range(recipe.steps):
-            if cancelled():
-                raise JobCancelled(f"stopped before step {step + 1} of {recipe.steps}, as asked")
-            # 2a. G completions from the current memory.
-            with self.model.training():
-                prefix, _ = network.read([torch.cat([prompt_VE.to(network.dtype), text_TE])])
-                start = first_token(network, prefix, last_id)
-            tick = time.perf_counter()
-            rows = sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled)
-            seconds_rollout = time.perf_counter() - tick
-            # 2b. Votes are the rewards: 1 for the most common answer's class, else 0.
-            group, answer, share = judge(self.model, self.task, rows, step)
-            # 2c. Advantages against the group's mean.
-            advantages_G = numerics.group_advantages([rollout.reward for rollout in group])
-            # 2d, 2e. One clipped policy-gradient step on the memory alone.
-            with self.model.training():
+        with keeping(curve):
+            for step in range(recipe.steps):
+                if cancelled():
+                    raise JobCancelled(f"stopped before step {step + 1} of {recipe.steps}, as asked")
+                # 2a. G completions from the current memory; or the one that is imitated.
                 tick = time.perf_counter()
-                pull = backward(network, prefix, reference, last_id, rows, advantages_G, recipe)
-                norm = descend(prompt_VE, optimizer, recipe.max_grad_norm)
-                seconds_update = time.perf_counter() - tick
-            if not (torch.isfinite(prompt_VE).all() and math.isfinite(pull.loss) and math.isfinite(norm)):
-                raise TrainingError(
-                    f"step {step + 1}: loss {pull.loss}, gradient norm {norm}: lower the learning rate"
+                with self.model.training():
+                    prefix, _ = network.read([torch.cat([prompt_VE.to(network.dtype), text_TE])])
+                rows = target or self._group(recipe, prefix, last_id, seed, step, cancelled)
+                refuse_unsound(rows, step)
+                seconds_rollout = time.perf_counter() - tick
+                # 2b. Votes are the rewards: 1 for the most common answer's class, else 0.
+                group, answer, share = judge(self.model, self.task, rows, step, truth=truth)
+                # 2c. Advantages against the group's mean.
+                advantages_G = numerics.group_advantages([rollout.reward for rollout in group])
+                # 2d, 2e. One clipped policy-gradient step on the memory alone.
+                pull, norm = Pull(), 0.0
+                with self.model.training():
+                    tick = time.perf_counter()
+                    if bool(advantages_G.any()) or not recipe.skip_equal_rewards:
+                        pull = objective.pull(network, prefix, reference, last_id, rows, advantages_G, recipe)
+                        norm = descend(prompt_VE, optimizer, recipe.max_grad_norm)
+                    seconds_update = time.perf_counter() - tick
+                if not (torch.isfinite(prompt_VE).all() and math.isfinite(pull.loss) and math.isfinite(norm)):
+                    raise TrainingError(
+                        f"step {step + 1}: loss {pull.loss}, gradient norm {norm}: lower the learning rate"
+                    )
+                rewards = [rollout.reward for rollout in group if rollout.reward is not None]
+                record = StepRecord(
+                    step=step,
+                    majority_answer=answer,
+                    vote_share=share,
+                    reward_mean=sum(rewards) / len(rewards),
+                    loss=pull.loss,
+                    kl=pull.kl,
+                    grad_norm=norm,
+                    clip_fraction=pull.clipped,
+                    tokens=sum(rollout.tokens for rollout in group),
+                    finished_share=sum(rollout.finished for rollout in group) / len(group),
+                    seconds_rollout=seconds_rollout,
+                    seconds_update=seconds_update,
                 )
-            rewards = [rollout.reward for rollout in group if rollout.reward is not None]
-            record = StepRecord(
-                step=step,
-                majority_answer=answer,
-                vote_share=share,
-                reward_mean=sum(rewards) / len(rewards),
-                loss=pull.loss,
-                kl=pull.kl,
-                grad_norm=norm,
-                clip_fraction=pull.clipped,
-                tokens=sum(rollout.tokens for rollout in group),
-                finished_share=sum(rollout.finished for rollout in group) / len(group),
-                seconds_rollout=seconds_rollout,
-                seconds_update=seconds_update,
-            )
-            # 3. The whole trajectory is kept.
-            curve.append(record)
-            rollouts.extend(group)
-            observe("train.step", asdict(record))
+                # 3. The whole trajectory is kept.
+                curve.append(record)
+                rollouts.extend(group)
+                observe("train.step", asdict(record))
+                if settled(curve, recipe):
+                    break
         prompt = SoftPrompt(prompt_VE.detach().to("cpu", torch.float32).contiguous())
         return Trained(
             prompt=prompt,
@@ -116,6 +130,14 @@ class GrpoTrainer:
             seconds=time.perf_counter() - started,
         )
 
+    def _truth(self, question: str) -> str:
+        if question not in self.answers:
+            raise InputError(
+                f"objective 'grpo_ground_truth' needs the answer of {question[:80]!r}: give it as "
+                "`GrpoTrainer(model, task, answers={question: answer})`; an agent has none and learns by votes"
+            )
+        return self.answers[question]
+
     def _reference(self, recipe: Recipe, prompt_VE: torch.Tensor, text_TE: torch.Tensor) -> Prefix | None:
         """What KL pulls towards, read once: the bare model's view of the question, or the initial memory's."""
         if recipe.beta == 0:
@@ -124,6 +146,21 @@ class GrpoTrainer:
         with self.model.training(), torch.no_grad():
             start = [text_TE] if recipe.kl_reference == "base" else [prompt_VE.to(network.dtype), text_TE]
             return network.read([torch.cat(start)])[0]
+
+    def _greedy(
+        self, recipe: Recipe, text_TE: torch.Tensor, last_id: int, cancelled: Callable[[], bool]
+    ) -> list[Row]:
+        """The bare model's most likely completion of the question: what is imitated."""
+        with self.model.training(), torch.no_grad():
+            start = first_token(self.model.network, self.model.network.read([text_TE])[0], last_id)
+        return self.model.sample(start, [Row(max_new_tokens=recipe.max_new_tokens)], cancelled)
+
+    def _group(
+        self, recipe: Recipe, prefix: Prefix, last_id: int, seed: int, step: int, cancelled: Callable[[], bool]
+    ) -> list[Row]:
+        with self.model.training():
+            start = first_token(self.model.network, prefix, last_id)
+        return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled)
 
 
 def rollout_seed(seed: int, step: int, index: int) -> int:
@@ -169,7 +206,6 @@ def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:
     known = {
         "trainer": "native",
         "parameterisation": "soft_prompt",
-        "objective": "grpo_majority",
         "kv_heads": model.kv_heads,
     }
     refuse_others(recipe, known)

@@ -1,11 +1,13 @@
-"""What a group of completions is worth: texts, answers and majority-vote rewards (METHOD 1b).
+"""What a group of completions is worth: texts, answers and rewards (METHOD 1b).
 
 Whoever sampled the group, a native step or another back end, has it judged here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from elm_agent.errors import TaskError, TrainingError
 from elm_agent.models.decoding import Row
@@ -14,17 +16,30 @@ from elm_agent.protocols import Task
 from elm_agent.records import Rollout
 from elm_agent.tasks.votes import majority
 
+Value = TypeVar("Value")
 
-def judge(model: LocalModel, task: Task, rows: Sequence[Row], step: int) -> tuple[list[Rollout], str | None, float]:
+
+def judge(
+    model: LocalModel, task: Task, rows: Sequence[Row], step: int, *, truth: str | None = None
+) -> tuple[list[Rollout], str | None, float]:
     """The group's rollouts with rewards, the majority answer and its share of the group.
 
-    Raises ``TrainingError`` when no row's answer could be extracted.
+    ``truth``: rewards say whether an answer means the same as this one; None: as the majority's (TTRL).
+
+    Raises ``TrainingError`` when no row could be given a reward.
     """
     texts = [model.decode_text(row.tokens) for row in rows]
-    answers, failures = zip(*(_extract(task, text) for text in texts), strict=True)
+    answers, failures = zip(*(_tried(task.extract, text) for text in texts), strict=True)
     if all(failures):
         raise TrainingError(f"step {step + 1}: no answer of {len(rows)} could be extracted: {failures[0]}")
     vote = majority(answers, task.equivalent)
+    if truth is None:
+        rewards, doubts = list(vote.rewards_G), [vote.failures.get(index) for index in range(len(rows))]
+    else:
+        rewards, doubts = _right(task, answers, truth)
+    reasons = [failure or doubt for failure, doubt in zip(failures, doubts, strict=True)]
+    if all(reasons):
+        raise TrainingError(f"step {step + 1}: no answer of {len(rows)} could be compared: {reasons[0]}")
     group = [
         Rollout(
             step=step,
@@ -32,18 +47,26 @@ def judge(model: LocalModel, task: Task, rows: Sequence[Row], step: int) -> tupl
             seed=row.seed,
             text=texts[index],
             answer=answers[index],
-            reward=None if failures[index] else vote.rewards_G[index],
+            reward=None if reasons[index] else rewards[index],
             tokens=len(row.tokens),
             finished=row.finished,
-            failure=failures[index] or vote.failures.get(index),
+            failure=reasons[index],
         )
         for index, row in enumerate(rows)
     ]
     return group, vote.answer, vote.share
 
 
-def _extract(task: Task, text: str) -> tuple[str | None, str | None]:
+def _right(task: Task, answers: Sequence[str | None], truth: str) -> tuple[list[float | None], list[str | None]]:
+    """1.0 for an answer that means ``truth``, 0.0 for another or none, None where that failed; and why it did."""
+    same_as = partial(task.equivalent, truth)
+    pairs = [(False, None) if answer is None else _tried(same_as, answer) for answer in answers]
+    return [None if failure else float(bool(same)) for same, failure in pairs], [failure for _, failure in pairs]
+
+
+def _tried(function: Callable[..., Value], *arguments: str) -> tuple[Value | None, str | None]:
+    """What a task says, or why it cannot."""
     try:
-        return task.extract(text), None
+        return function(*arguments), None
     except TaskError as error:
         return None, str(error) or type(error).__name__

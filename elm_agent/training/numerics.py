@@ -61,6 +61,14 @@ def dr_grpo_loss(
     return (per_token_GT * mask_GT).sum() / ((rows or mask_GT.shape[0]) * max_tokens)
 
 
+def cross_entropy(logprobs_GT: torch.Tensor, mask_GT: torch.Tensor, *, tokens: int) -> torch.Tensor:
+    """Scalar loss: the mean negative log-probability of the targets' ``tokens`` real tokens, in nats.
+
+    ``tokens``: those of all targets, where only a part is given; the parts add up to the whole.
+    """
+    return -(logprobs_GT * mask_GT).sum() / tokens
+
+
 def initial_prompt(question_TE: torch.Tensor, virtual_tokens: int) -> torch.Tensor:
     """The question's embeddings cut or repeated to V rows: (V, E), float32 or wider (METHOD 1.1)."""
     repeats = -(-virtual_tokens // question_TE.shape[0])

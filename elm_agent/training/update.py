@@ -6,7 +6,7 @@ gradient on them; only then does it go on to the memory. The sum is the same how
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from elm_agent.training import numerics
 
 TOKEN_BUDGET = 1024
 """Completion positions of a micro-batch: more take memory and no less time."""
+
+PartLoss = Callable[[list[int], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From (indices of rows, tokens (B, T), mask (B, T), log-probabilities (B, T)) to the part's share of the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +43,15 @@ def backward(
     *,
     token_budget: int = TOKEN_BUDGET,
 ) -> Pull:
-    """Put the gradient of the loss on the memory. ``prefix`` holds one row, the prompt without ``last_id``."""
+    """Put the gradient of the policy's loss on the memory. ``prefix``: one row, the prompt without ``last_id``."""
     if reference is None and not bool(advantages_G.any()):
         return Pull()  # every term is exactly zero, and so is the gradient
-    shared, roots = prefix.leaf()
-    tokens = sum(len(row.tokens) for row in rows)
-    loss = kl = clipped = 0.0
-    for part in micro_batches([len(row.tokens) for row in rows], token_budget):
-        tokens_BT, mask_BT = completions([rows[index].tokens for index in part], network.device)
-        logprobs_BT = completion_logprobs(network, shared, last_id, tokens_BT, mask_BT, recipe.temperature)
+    kl = clipped = 0.0
+
+    def part_loss(
+        part: list[int], tokens_BT: torch.Tensor, mask_BT: torch.Tensor, logprobs_BT: torch.Tensor
+    ) -> torch.Tensor:
+        nonlocal kl, clipped
         old_BT = logprobs_BT.detach()  # one update per group: the sampling policy is the current one
         objective_BT = numerics.clipped_objective(logprobs_BT, old_BT, advantages_G[part], recipe.clip_eps)
         kl_BT = None
@@ -59,15 +62,51 @@ def backward(
                 )
             kl_BT = numerics.kl_k3(logprobs_BT, reference_BT)
             kl += float((kl_BT.detach() * mask_BT).sum())
-        part_loss = numerics.dr_grpo_loss(
+        clipped += numerics.clip_fraction(logprobs_BT.detach(), old_BT, mask_BT, recipe.clip_eps) * int(mask_BT.sum())
+        return numerics.dr_grpo_loss(
             objective_BT, kl_BT, mask_BT, rows=len(rows), max_tokens=recipe.max_new_tokens, beta=recipe.beta
         )
-        torch.autograd.backward(part_loss)
-        loss += float(part_loss.detach())
-        clipped += numerics.clip_fraction(logprobs_BT.detach(), old_BT, mask_BT, recipe.clip_eps) * int(mask_BT.sum())
+
+    loss = _gather(network, prefix, last_id, rows, recipe.temperature, part_loss, token_budget)
+    tokens = sum(len(row.tokens) for row in rows)
+    return Pull(loss, kl / tokens, clipped / tokens)
+
+
+def imitate(
+    network: Network, prefix: Prefix, last_id: int, rows: Sequence[Row], *, token_budget: int = TOKEN_BUDGET
+) -> Pull:
+    """Put the gradient of the rows' mean cross-entropy per token, at temperature 1, on the memory."""
+    tokens = sum(len(row.tokens) for row in rows)
+
+    def part_loss(
+        _part: list[int], _tokens_BT: torch.Tensor, mask_BT: torch.Tensor, logprobs_BT: torch.Tensor
+    ) -> torch.Tensor:
+        return numerics.cross_entropy(logprobs_BT, mask_BT, tokens=tokens)
+
+    return Pull(_gather(network, prefix, last_id, rows, 1.0, part_loss, token_budget))
+
+
+def _gather(
+    network: Network,
+    prefix: Prefix,
+    last_id: int,
+    rows: Sequence[Row],
+    temperature: float,
+    part_loss: PartLoss,
+    token_budget: int,
+) -> float:
+    """Take the rows part by part, and put the gradient of all on what ``prefix`` was read from; the whole loss."""
+    shared, roots = prefix.leaf()
+    loss = 0.0
+    for part in micro_batches([len(row.tokens) for row in rows], token_budget):
+        tokens_BT, mask_BT = completions([rows[index].tokens for index in part], network.device)
+        logprobs_BT = completion_logprobs(network, shared, last_id, tokens_BT, mask_BT, temperature)
+        share = part_loss(part, tokens_BT, mask_BT, logprobs_BT)
+        torch.autograd.backward(share)
+        loss += float(share.detach())
     pairs = [(root, leaf.grad) for root, leaf in roots if leaf.grad is not None]
     torch.autograd.backward([root for root, _ in pairs], [gradient for _, gradient in pairs])
-    return Pull(loss, kl / tokens, clipped / tokens)
+    return loss
 
 
 def completion_logprobs(

@@ -82,7 +82,10 @@ class RecipeLine(_Strict):
     kv_heads: Word
     min_vote_share: Share
     seed: Long
-    trainer: Word = "native"  # packs of before do not say
+    trainer: Word = "native"  # packs of before do not say; nor these:
+    skip_equal_rewards: bool = False
+    stop_when_settled: Small = 0
+    settled_share: Share = 1.0
 
     def recipe(self) -> Recipe:
         return Recipe(**self.model_dump())

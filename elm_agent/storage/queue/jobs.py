@@ -8,7 +8,7 @@ fence and is refused.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -18,12 +18,12 @@ from sqlalchemy import and_, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from elm_agent.errors import InputError, LeaseLost, NotFound
-from elm_agent.records import JobRecord, JobState, Recipe, idempotency_key, new_id
+from elm_agent.records import JobRecord, JobState, Recipe, StepRecord, idempotency_key, new_id
 from elm_agent.storage.ledger.changes import check_still_here
 from elm_agent.storage.queue.states import end, end_of_abandoned, requeue
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.faults import Refused
-from elm_agent.storage.sql.rows import job_record, sealed_json
+from elm_agent.storage.sql.rows import job_record, opened_json, sealed_json
 from elm_agent.storage.sql.schema import JobRow
 from elm_agent.storage.vault.base import PlainVault, Vault
 from elm_agent.storage.vault.guard import refuse_readable
@@ -71,13 +71,14 @@ class JobQueue:
         ``subject``: whose experience it is, see ``Bank.forget_subject``; the first one to ask counts.
 
         Raises:
-            InputError: the question is blank.
+            InputError: the question is blank, or the recipe is for studies alone.
             NotFound: the namespace is not in this bank; ``Bank.bind`` makes it.
             BankMoved: the namespace went to another bank.
             VaultLocked: it was encrypted after the bank had been opened without a key.
         """
         if not question.strip():
             raise InputError("the question is blank: expected some text to learn from")
+        refuse_offline(recipe)
         vault = self._vault
         plain = idempotency_key(namespace, question, model_id, recipe.id)
         key = vault.blind(namespace, plain)
@@ -234,12 +235,25 @@ class JobQueue:
             else:
                 requeue(row, reason, now, run_after=now)
 
-    def fail(self, lease: Lease, reason: str, *, backoff_seconds: float, retry: bool = True) -> JobRecord:
+    def fail(
+        self,
+        lease: Lease,
+        reason: str,
+        *,
+        backoff_seconds: float,
+        retry: bool = True,
+        curve: Sequence[StepRecord] = (),
+    ) -> JobRecord:
         """This attempt failed: queue the job again after a pause that doubles, or end it. Raises ``LeaseLost``.
 
-        ``retry=False``: another attempt would fail the same way.
+        ``retry=False``: another attempt would fail the same way. ``curve``: the steps it had done, kept in the
+        job's ``progress``.
         """
         with self._held(lease) as (row, now):
+            if curve:
+                done = opened_json(self._vault, row.namespace, row.progress)
+                kept = {**done, "curve": [asdict(step) for step in curve]}
+                row.progress = sealed_json(self._vault, row.namespace, kept)
             reason = self._vault.seal(row.namespace, reason)
             if row.cancel_requested:
                 end(row, JobState.CANCELLED, reason, now)
@@ -266,6 +280,16 @@ class JobQueue:
     def _locked(self, namespace: str, job_id: str) -> Iterator[tuple[JobRow, datetime]]:
         with self._database.write() as session:
             yield _found(session, namespace, job_id, lock=True), self._database.now(session)
+
+
+def refuse_offline(recipe: Recipe) -> None:
+    """Raise ``InputError`` for what a bank never keeps: memories that somebody's answers went into."""
+    if recipe.offline:
+        raise InputError(
+            f"a memory with objective {recipe.objective!r} and parameterisation {recipe.parameterisation!r} is for "
+            "studies and never kept in a bank: train it with `GrpoTrainer`, or use the objective 'grpo_majority' and "
+            "the parameterisation 'soft_prompt'"
+        )
 
 
 def _for(model_id: str | None, tasks: Collection[str] | None) -> list[Any]:

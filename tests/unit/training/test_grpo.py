@@ -10,23 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from slow_reference import open_model, slow_loss
 
 from elm_agent.errors import InputError, JobCancelled, TaskError, TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
-from elm_agent.models.loading import load_pretrained
 from elm_agent.records import Recipe
 from elm_agent.tasks import get_task
-from elm_agent.testing.tiny import write_tiny_model
 from elm_agent.training import GrpoTrainer, grpo, numerics, update
 
 QUESTION = "What is 2 plus 3?"
-
-
-def open_model(folder: Path, **options: Any) -> LocalModel:
-    dtype = options.pop("dtype", "float32")
-    loaded = load_pretrained(str(write_tiny_model(folder, **options)), device="cpu", dtype=dtype, offline=True)
-    return LocalModel(loaded.model, loaded.tokenizer, loaded.fingerprint)
 
 
 @pytest.fixture(scope="module")
@@ -34,47 +27,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
     model = open_model(tmp_path_factory.mktemp("tiny"))
     yield model
     model.close()
-
-
-@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "gpt2"])
-def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
-    model = open_model(tmp_path_factory.mktemp("wide"), architecture=request.param, dtype="float64")
-    yield model
-    model.close()
-
-
-def slow_loss(
-    model: torch.nn.Module,
-    prompt_VE: torch.Tensor,
-    initial_VE: torch.Tensor,
-    prompt_ids: list[int],
-    completions: list[list[int]],
-    rewards: list[float],
-    recipe: Recipe,
-) -> torch.Tensor:
-    """The step's loss the obvious way: a full forward pass for each completion, no cache, token by token."""
-    table = model.get_input_embeddings()
-    mean = sum(rewards) / len(rewards)
-    total = torch.zeros((), dtype=torch.float64)
-    for completion, reward in zip(completions, rewards, strict=True):
-
-        def logprobs(start: list[torch.Tensor], completion: list[int] = completion) -> list[torch.Tensor]:
-            text = table(torch.tensor(prompt_ids + completion))
-            embeds = torch.cat([*start, text])[None]
-            logits = model(inputs_embeds=embeds).logits[0] / recipe.temperature
-            first = embeds.shape[1] - len(completion)
-            return [logits[first - 1 + t].log_softmax(-1)[token] for t, token in enumerate(completion)]
-
-        policy = logprobs([prompt_VE])
-        with torch.no_grad():
-            reference = logprobs([] if recipe.kl_reference == "base" else [initial_VE])
-        for new, ref in zip(policy, reference, strict=True):
-            ratio = (new - new.detach()).exp()
-            advantage = reward - mean
-            gain = torch.minimum(ratio * advantage, ratio.clamp(1 - recipe.clip_eps, 1 + recipe.clip_eps) * advantage)
-            k3 = (ref - new).exp() - (ref - new) - 1
-            total = total - gain + recipe.beta * k3
-    return total / (len(completions) * recipe.max_new_tokens)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
