@@ -356,6 +356,15 @@ class TombstoneRow(Base):
     purged_at: Mapped[datetime]
     pending: Mapped[str | None] = mapped_column(Digest)
 
+    __table_args__ = (
+        Index(
+            "ix_tombstones_pending",
+            "namespace",
+            sqlite_where=pending.is_not(None),
+            postgresql_where=pending.is_not(None),
+        ),
+    )
+
 
 class ExportRow(Base):
     """One memory in one pack that left the bank, so that a purge can say which files still hold it."""

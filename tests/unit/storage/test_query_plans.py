@@ -43,8 +43,8 @@ def statements(database: Database) -> Iterator[list[tuple[str, Any]]]:
 
 
 TABLE = re.compile(rf"SCAN ({'|'.join(GROWING)})\b")
-WALKED = set(GROWING) - {"tombstones"}  # no index tells which purges are not finished yet
-NAMESPACE = re.compile(rf"SEARCH ({'|'.join(WALKED)}) USING .*\((memory_)?namespace=\?( AND kind=\?)?\)$")
+SMALL = "INDEX ix_tombstones_pending"  # holds the purges that are not finished, and no others
+NAMESPACE = re.compile(rf"SEARCH ({'|'.join(GROWING)}) USING (?!{SMALL}).*\((memory_)?namespace=\?( AND kind=\?)?\)$")
 
 
 def reading(whole: re.Pattern[str], file: Path, told: list[tuple[str, Any]]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Jobs are found by indexes, salts may be sealed, and a use belongs to a namespace of the bank."""
+"""Jobs and unfinished purges are found by indexes, salts may be sealed, and a use belongs to a namespace of the bank."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ def upgrade() -> None:
     op.create_index("ix_jobs_claim", "jobs", ["state", *TURN])
     op.create_index("ix_jobs_model", "jobs", ["model_id", "state", *TURN])
     op.create_index("ix_jobs_updated", "jobs", ["state", "updated_at"])
+    unfinished = sa.text("pending IS NOT NULL")
+    op.create_index(
+        "ix_tombstones_pending", "tombstones", ["namespace"], sqlite_where=unfinished, postgresql_where=unfinished
+    )
     with op.batch_alter_table("events") as events:
         events.alter_column("salt", type_=sa.Text(), existing_type=sa.String(length=64), existing_nullable=True)
     _house_uses()
@@ -35,6 +39,7 @@ def downgrade() -> None:
     """``events.salt`` stays wide: a sealed salt has no place in the old column, and is whole again on the way up."""
     with op.batch_alter_table("uses") as uses:
         uses.drop_constraint("fk_uses_namespace", type_="foreignkey")
+    op.drop_index("ix_tombstones_pending", "tombstones")
     op.drop_index("ix_jobs_updated", "jobs")
     op.drop_index("ix_jobs_model", "jobs")
     op.drop_index("ix_jobs_claim", "jobs")
