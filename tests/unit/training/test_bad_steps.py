@@ -1,0 +1,118 @@
+"""Steps that go wrong or come out empty: completions without an end or a text, numbers that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from slow_reference import open_model
+
+from elm_agent.errors import TrainingError
+from elm_agent.memory.gate import admit
+from elm_agent.models.engine import LocalModel
+from elm_agent.protocols import Trained
+from elm_agent.records import MemoryState, Recipe
+from elm_agent.tasks import get_task
+from elm_agent.training import GrpoTrainer
+
+VOTES = Recipe(rollouts=4, steps=3, max_new_tokens=5, virtual_tokens=4, learning_rate=0.05)
+IMITATION = replace(VOTES, objective="sft_greedy")
+BOTH = pytest.mark.parametrize("recipe", [replace(VOTES, beta=0.1), IMITATION], ids=["votes", "imitation"])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[LocalModel]:
+    """Its last LayerNorm has a bias, so that the tests can say what it says."""
+    model = open_model(tmp_path / "m", architecture="gpt2")
+    yield model
+    model.close()
+
+
+class Anything:
+    """Every completion is a good answer, so that all rewards are equal."""
+
+    name = "anything"
+
+    def messages(self, question: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": question}]
+
+    def extract(self, text: str) -> str | None:
+        return "same" + text[:0]
+
+    def equivalent(self, left: str, right: str) -> bool:
+        return left == right
+
+
+def train(model: LocalModel, recipe: Recipe, task: Any = None, **options: Any) -> Trained:
+    trainer = GrpoTrainer(model, task or get_task("math"))
+    return trainer.train("What is 2 plus 3?", recipe=recipe, seed=0, **options)
+
+
+def say_only(model: LocalModel, token: int) -> None:
+    """The next token is always this one, whatever was read, with a little of it left in the logits."""
+    network = model.network.model
+    with torch.no_grad():
+        direction_E = network.lm_head.weight[token]
+        network.transformer.ln_f.weight.fill_(1e-3)
+        network.transformer.ln_f.bias.copy_(100 * direction_E / direction_E.square().sum())
+
+
+def poison(model: LocalModel, value: float) -> None:
+    with torch.no_grad():
+        model.network.model.transformer.ln_f.bias[0] = value
+
+
+@BOTH
+def test_completions_that_hit_the_limit_are_trained_on_as_they_are(model: LocalModel, recipe: Recipe) -> None:
+    say_only(model, 40)
+    trained = train(model, recipe)
+    assert {(rollout.tokens, rollout.finished) for rollout in trained.rollouts} == {(5, False)}
+    assert {record.finished_share for record in trained.curve} == {0.0}
+    assert all(math.isfinite(record.loss) for record in trained.curve)
+
+
+@BOTH
+def test_completions_that_end_at_once_have_no_text_and_no_answer(model: LocalModel, recipe: Recipe) -> None:
+    say_only(model, model.end_ids[0])
+    trained = train(model, recipe)
+    said = {(rollout.text, rollout.answer, rollout.tokens, rollout.finished) for rollout in trained.rollouts}
+    assert said == {("", None, 1, True)}
+    assert {(record.majority_answer, record.vote_share) for record in trained.curve} == {(None, 0.0)}
+    state, reason = admit(trained.curve, recipe)
+    assert (state, reason) == (MemoryState.CANDIDATE, "none of 3 steps produced an answer to vote on")
+
+
+@BOTH
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_no_votes(model: LocalModel, recipe: Recipe, value: float) -> None:
+    poison(model, value)
+    with pytest.raises(TrainingError, match=r"^step 1: the model's logits are not finite at token 1 of rollout 1 "):
+        train(model, recipe, Anything())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_curve_of_a_training_that_fails_is_kept(model: LocalModel, value: float) -> None:
+    told: list[dict[str, Any]] = []
+
+    def observe(_name: str, detail: dict[str, Any]) -> None:
+        told.append(detail)
+        if len(told) == 2:
+            poison(model, value)
+
+    with pytest.raises(TrainingError, match="^step 3: the model's logits") as caught:
+        train(model, VOTES, Anything(), observe=observe)
+    assert [record.step for record in caught.value.curve] == [0, 1]
+    assert [record.vote_share for record in caught.value.curve] == [1.0, 1.0]
+
+
+def test_a_loss_that_is_not_finite_keeps_the_curve_too(model: LocalModel) -> None:
+    recipe = replace(IMITATION, learning_rate=1e30)
+    with pytest.raises(TrainingError, match="loss (nan|inf), gradient norm .*: lower the learning rate") as caught:
+        train(model, recipe)
+    assert [record.step for record in caught.value.curve] == [0]
+    assert math.isfinite(caught.value.curve[0].loss)
