@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from elm_agent.errors import InputError, TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
@@ -39,6 +41,12 @@ def refuse_unsound(rows: Sequence[Row], step: int) -> None:
                     f"step {step + 1}: the model's logits are not finite at token {token + 1} of rollout {index + 1} "
                     "(NaN or infinity): lower the learning rate, or load the model with `dtype` float32"
                 )
+
+
+def refuse_diverged(prompt_VE: torch.Tensor, loss: float, norm: float, step: int) -> None:
+    """Raise ``TrainingError`` after an update that was not finite, or left a memory that is not."""
+    if not (torch.isfinite(prompt_VE).all() and math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(f"step {step + 1}: loss {loss}, gradient norm {norm}: lower the learning rate")
 
 
 @contextmanager

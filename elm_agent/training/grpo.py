@@ -10,14 +10,13 @@ Knows nothing of stores, jobs or routes.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import torch
 
-from elm_agent.errors import InputError, JobCancelled, TrainingError
+from elm_agent.errors import InputError, JobCancelled
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
@@ -26,7 +25,7 @@ from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
-from elm_agent.training.checks import keeping, refuse_others, refuse_too_long, refuse_unsound
+from elm_agent.training.checks import keeping, refuse_diverged, refuse_others, refuse_too_long, refuse_unsound
 from elm_agent.training.judging import judge
 from elm_agent.training.objectives import objective_of, settled
 from elm_agent.training.update import Pull
@@ -83,7 +82,7 @@ class GrpoTrainer:
                 rows = target or self._group(recipe, prefix, last_id, seed, step, cancelled)
                 refuse_unsound(rows, step)
                 seconds_rollout = time.perf_counter() - tick
-                # 2b. Votes are the rewards: 1 for the most common answer's class, else 0.
+                # 2b. Votes are the rewards: 1 for the most common answer's class, else 0; or the given answer's.
                 group, answer, share = judge(self.model, self.task, rows, step, truth=truth)
                 # 2c. Advantages against the group's mean.
                 advantages_G = numerics.group_advantages([rollout.reward for rollout in group])
@@ -95,29 +94,11 @@ class GrpoTrainer:
                         pull = objective.pull(network, prefix, reference, last_id, rows, advantages_G, recipe)
                         norm = descend(prompt_VE, optimizer, recipe.max_grad_norm)
                     seconds_update = time.perf_counter() - tick
-                if not (torch.isfinite(prompt_VE).all() and math.isfinite(pull.loss) and math.isfinite(norm)):
-                    raise TrainingError(
-                        f"step {step + 1}: loss {pull.loss}, gradient norm {norm}: lower the learning rate"
-                    )
-                rewards = [rollout.reward for rollout in group if rollout.reward is not None]
-                record = StepRecord(
-                    step=step,
-                    majority_answer=answer,
-                    vote_share=share,
-                    reward_mean=sum(rewards) / len(rewards),
-                    loss=pull.loss,
-                    kl=pull.kl,
-                    grad_norm=norm,
-                    clip_fraction=pull.clipped,
-                    tokens=sum(rollout.tokens for rollout in group),
-                    finished_share=sum(rollout.finished for rollout in group) / len(group),
-                    seconds_rollout=seconds_rollout,
-                    seconds_update=seconds_update,
-                )
+                refuse_diverged(prompt_VE, pull.loss, norm, step)
                 # 3. The whole trajectory is kept.
-                curve.append(record)
+                curve.append(_record(step, group, answer, share, pull, norm, seconds_rollout, seconds_update))
                 rollouts.extend(group)
-                observe("train.step", asdict(record))
+                observe("train.step", asdict(curve[-1]))
                 if settled(curve, recipe):
                     break
         prompt = SoftPrompt(prompt_VE.detach().to("cpu", torch.float32).contiguous())
@@ -199,6 +180,33 @@ def descend(prompt_VE: torch.Tensor, optimizer: torch.optim.Optimizer, max_norm:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def _record(
+    step: int,
+    group: list[Rollout],
+    answer: str | None,
+    share: float,
+    pull: Pull,
+    norm: float,
+    seconds_rollout: float,
+    seconds_update: float,
+) -> StepRecord:
+    rewards = [rollout.reward for rollout in group if rollout.reward is not None]
+    return StepRecord(
+        step=step,
+        majority_answer=answer,
+        vote_share=share,
+        reward_mean=sum(rewards) / len(rewards),
+        loss=pull.loss,
+        kl=pull.kl,
+        grad_norm=norm,
+        clip_fraction=pull.clipped,
+        tokens=sum(rollout.tokens for rollout in group),
+        finished_share=sum(rollout.finished for rollout in group) / len(group),
+        seconds_rollout=seconds_rollout,
+        seconds_update=seconds_update,
+    )
 
 
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:

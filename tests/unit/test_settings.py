@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from elm_agent.errors import SettingsError
+from elm_agent.records import Recipe
 from elm_agent.settings import Settings, check_namespace, load_settings
 
 
@@ -69,6 +71,27 @@ def test_the_recipe_is_the_learning_section() -> None:
     recipe = settings.learning.recipe()
     assert (recipe.steps, recipe.temperature, recipe.parameterisation) == (2, 0.9, "soft_prompt")
     assert recipe.id != Settings().learning.recipe().id
+
+
+@pytest.mark.parametrize(
+    ("learning", "sentence"),
+    [
+        ({"objective": "grpo_ground_truth"}, "reference answers, which an agent has not"),
+        ({"objective": "sft_greedy", "beta": 0.1}, "no votes and no KL term; beta is 0.1"),
+        ({"objective": "sft_greedy", "trainer": "trl"}, "trainer 'trl' knows the objective 'grpo_majority' alone"),
+        ({"stop_when_settled": 2, "trainer": "trl"}, "and no approximation: use trainer 'native'"),
+    ],
+)
+def test_learning_that_makes_no_sense_is_refused_in_one_sentence(learning: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence) as caught:
+        Settings(learning=learning)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_approximation_is_on_by_itself() -> None:
+    assert Settings().learning.recipe() == Recipe()
+    assert Recipe().approximations == ()
+    assert Settings(learning={"stop_when_settled": 2}).learning.recipe().approximations == ("stop_when_settled",)
 
 
 def test_every_setting_says_what_it_is() -> None:

@@ -11,6 +11,7 @@ import pytest
 from elm_agent.errors import InputError, JobError, StoreBusy, TrainingError
 from elm_agent.memory.runners import ExternalRunner, InlineRunner, ThreadRunner
 from elm_agent.memory.worker import Worker
+from elm_agent.protocols import Trained
 from elm_agent.records import JobRecord, JobState
 from elm_agent.storage.bank import Bank
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
@@ -287,3 +288,19 @@ def test_external_only_waits(bank: Bank, enqueue: Enqueue, make_worker: Make) ->
     make_worker().run(once=True)
     assert runner.wait_idle(0.1) is True
     runner.stop()
+
+
+def test_a_training_that_fails_leaves_its_curve_in_the_job(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
+    class Diverging(FakeTrainer):
+        def train(self, question: str, **more: Any) -> Trained:
+            error = TrainingError("step 3: loss nan")
+            error.curve = super().train(question, **more).curve
+            raise error
+
+    job = enqueue()
+    make_worker(Diverging(steps=2)).run(once=True)
+    job = bank.jobs.get(job.namespace, job.id)
+    assert (job.state, job.reason) == (JobState.FAILED, "TrainingError: step 3: loss nan")
+    assert (job.progress["step"], job.progress["steps"]) == (2, 2)
+    assert [(step["step"], step["grad_norm"]) for step in job.progress["curve"]] == [(0, 1.0), (1, 1.0)]
+    assert bank.memories("ns") == []

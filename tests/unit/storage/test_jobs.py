@@ -6,7 +6,7 @@ import dataclasses
 from datetime import timedelta
 
 import pytest
-from bank_helpers import MODEL, RECIPE
+from bank_helpers import MODEL, RECIPE, trained, unit
 
 from elm_agent.errors import InputError, LeaseLost, NotFound
 from elm_agent.records import JobRecord, JobState
@@ -175,6 +175,18 @@ def test_the_second_pause_is_twice_the_first(jobs: JobQueue) -> None:
     jobs.fail(claim(jobs), "x", backoff_seconds=0)
     failed = jobs.fail(claim(jobs), "x", backoff_seconds=50)
     assert failed.run_after - failed.updated_at == timedelta(seconds=100)
+
+
+def test_the_steps_of_what_failed_are_kept_beside_its_progress(jobs: JobQueue) -> None:
+    queue(jobs, "q")
+    lease = claim(jobs)
+    jobs.heartbeat(lease, lease_seconds=60, progress={"step": 1})
+    (step,) = trained(unit(1, 0, 0, 0)).curve
+    step = dataclasses.replace(step, majority_answer="56\x00")
+    failed = jobs.fail(lease, "loss nan", backoff_seconds=0, retry=False, curve=[step])
+    assert (failed.state, failed.progress["step"], len(failed.progress["curve"])) == (JobState.FAILED, 1, 1)
+    assert failed.progress["curve"][0]["loss"] == step.loss
+    assert jobs.get("default", failed.id).progress["curve"][0]["vote_share"] == step.vote_share
 
 
 def test_a_hopeless_job_fails_at_once(jobs: JobQueue) -> None:

@@ -104,7 +104,7 @@ def test_the_curve_of_a_training_that_fails_is_kept(model: LocalModel, value: fl
         if len(told) == 2:
             poison(model, value)
 
-    with pytest.raises(TrainingError, match="^step 3: the model's logits") as caught:
+    with pytest.raises(TrainingError, match=r"^step 3: the model's logits") as caught:
         train(model, VOTES, Anything(), observe=observe)
     assert [record.step for record in caught.value.curve] == [0, 1]
     assert [record.vote_share for record in caught.value.curve] == [1.0, 1.0]
@@ -112,7 +112,7 @@ def test_the_curve_of_a_training_that_fails_is_kept(model: LocalModel, value: fl
 
 def test_a_loss_that_is_not_finite_keeps_the_curve_too(model: LocalModel) -> None:
     recipe = replace(IMITATION, learning_rate=1e30)
-    with pytest.raises(TrainingError, match="loss (nan|inf), gradient norm .*: lower the learning rate") as caught:
+    with pytest.raises(TrainingError, match=r"loss (nan|inf), gradient norm .*: lower the learning rate") as caught:
         train(model, recipe)
     assert [record.step for record in caught.value.curve] == [0]
     assert math.isfinite(caught.value.curve[0].loss)
