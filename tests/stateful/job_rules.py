@@ -66,7 +66,7 @@ class JobRules(BankBesideModel):
     def claim(self, seconds: float, model_id: str | None) -> None:
         self._claim(seconds, model_id)
 
-    def _claim(self, seconds: float, model_id: str | None) -> None:
+    def _claim(self, seconds: float, model_id: str | None) -> Lease | None:
         if model_id is None:
             assert self.bank.jobs.claim("worker", lease_seconds=_HOUR, model_id="another model") is None
         expected = self.model.claim()
@@ -76,6 +76,20 @@ class JobRules(BankBesideModel):
             job_id, job = expected
             job.lease, job.lost = lease, seconds == _OVER
             self.touched.add(job_id)
+        return lease
+
+    @step(times=st.integers(1, ATTEMPTS), cancel=st.booleans())
+    def take_over(self, times: int, cancel: bool) -> None:
+        """Workers die one after the other, perhaps of a job that is to be cancelled; the last one lives."""
+        for _ in range(times):
+            lost = self._claim(_OVER, None)
+        if lost is not None and cancel:
+            self.bank.jobs.cancel(lost.job.namespace, lost.job.id)
+            self.model.jobs[lost.job.id].cancel = True
+        self._claim(_HOUR, None)
+        if lost is not None:  # whether another worker has the job now, or nobody
+            with pytest.raises(LeaseLost):
+                self.bank.jobs.fail(lost, "too late", backoff_seconds=0)
 
     @precondition(lambda self: self.model.running())
     @step(pick=picks)
@@ -103,8 +117,10 @@ class JobRules(BankBesideModel):
     @precondition(lambda self: self.model.stale)
     @step(pick=picks, seed=seeds)
     def publish_late(self, pick: int, seed: int) -> None:
-        """A worker that was taken for dead, or whose job is over."""
-        lease = self.model.stale[pick % len(self.model.stale)]
+        """A worker that was taken for dead while another one has its job, or whose job is over."""
+        running = self.model.running()
+        taken = [lease for lease in self.model.stale if lease.job.id in running] or self.model.stale
+        lease = taken[pick % len(taken)]
         with pytest.raises(LeaseLost):
             self.bank.jobs.heartbeat(lease, lease_seconds=_HOUR)
         with pytest.raises(LeaseLost):
