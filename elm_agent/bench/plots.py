@@ -60,6 +60,30 @@ def draw_growth(
     figure.savefig(path, dpi=120)
 
 
+def draw_speed(
+    path: Path, seconds: Mapping[str, Mapping[str, float]], bounds: Mapping[str, Mapping[str, float]], *, title: str
+) -> None:
+    """Write a PNG with one panel for each length and one bar for each arm: seconds of a memory's step.
+
+    ``seconds`` and ``bounds`` map a length to one value for each arm; a bound is drawn as a mark on its bar.
+    """
+    figure = Figure(figsize=(3.4 * len(seconds) + 1, 4.2), layout="constrained")
+    for axes, (length, arms) in zip(figure.subplots(1, len(seconds), squeeze=False)[0], seconds.items(), strict=True):
+        colours = [_AGENT if name.startswith("native") else _PLAIN for name in arms]
+        axes.bar(list(arms), list(arms.values()), color=colours)
+        limits = bounds.get(length, {})
+        axes.plot(list(limits), list(limits.values()), "_", color=_MEAN, ms=22, mew=2.5, label="limit of machine")
+        axes.set(title=f"{length} tokens", ylabel="seconds per memory and step")
+        axes.tick_params(axis="x", rotation=60)
+        axes.grid(alpha=0.25, axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+        if limits:
+            axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def _accuracy(axes: Axes, zero_shot: Sequence[bool], agent: Sequence[bool], learned_after: Sequence[int]) -> None:
     questions = range(1, len(agent) + 1)
     axes.plot(questions, running_share(zero_shot), color=_PLAIN, lw=2, label="zero-shot")

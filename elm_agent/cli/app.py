@@ -20,6 +20,7 @@ from elm_agent.cli import (
     ask,
     audit,
     bank,
+    bench,
     config,
     demo,
     doctor,
@@ -180,4 +181,5 @@ app.add_typer(index.app)
 app.command("doctor")(shared(doctor.doctor))
 app.add_typer(models.app)
 app.add_typer(config.app)
+app.add_typer(bench.app)
 app.command("demo")(shared(demo.demo))

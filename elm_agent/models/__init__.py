@@ -37,6 +37,7 @@ def load(
     max_batch_rows: int = 64,
     join_window_ms: float = 4.0,
     kv_heads: str = "mean",
+    ignore_end: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalModel:
     """A ready engine for an embedded name, hub id, local folder or GGUF file.
@@ -44,6 +45,7 @@ def load(
     Args:
         threads: CPU threads of torch (process-wide); None leaves its default.
         join_window_ms: milliseconds that the first request of a batch waits for company.
+        ignore_end: rows run to their limits whatever they draw, for measurements.
         progress: told (bytes done, bytes in all) while something is downloaded.
 
     Raises:
@@ -75,4 +77,5 @@ def load(
         max_batch_rows=max_batch_rows,
         join_window=join_window_ms / 1000,
         kv_heads=kv_heads,
+        ignore_end=ignore_end,
     )

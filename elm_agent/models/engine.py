@@ -37,6 +37,7 @@ class LocalModel:
         max_batch_rows: most rows that generate together.
         join_window: seconds that the first request of a batch waits for company.
         kv_heads: pool attention heads in kv keys ("mean", the paper) or keep them ("keep").
+        ignore_end: no token ends a row, each runs to its limit: for measurements that must draw the same number.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class LocalModel:
         max_batch_rows: int = 64,
         join_window: float = 0.004,
         kv_heads: str = "mean",
+        ignore_end: bool = False,
     ) -> None:
         self.network = Network(model)
         self.tokenizer = tokenizer
-        self.end_ids = end_token_ids(model, tokenizer)
+        self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint
         self._lease = ModelLease()
         self.kv_heads = kv_heads

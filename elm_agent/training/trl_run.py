@@ -30,6 +30,7 @@ class GroupRun(GRPOTrainer):  # type: ignore[misc]
         network: the frozen base, lent (see ``models.lending``): it comes back wrapped and patched.
         prompt_ids: token ids of the question in its template; every rollout begins with them.
         initial_VE: what the memory begins as.
+        end_ids: the tokens that end a rollout; none: each runs to its limit.
         seed_of: the seed of a step's rollouts; TRL draws a whole group from one stream.
         rewards: judges each group.
         stepped: called after every optimizer step with TRL's log of it.
@@ -43,6 +44,7 @@ class GroupRun(GRPOTrainer):  # type: ignore[misc]
         *,
         prompt_ids: Sequence[int],
         initial_VE: torch.Tensor,
+        end_ids: Sequence[int],
         recipe: Recipe,
         seed_of: Callable[[int], int],
         rewards: Rewards,
@@ -53,7 +55,7 @@ class GroupRun(GRPOTrainer):  # type: ignore[misc]
     ) -> None:
         self._prompt_ids, self._seed_of, self._stepped = list(prompt_ids), seed_of, stepped
         self.seconds_rollout = 0.0
-        vars(network)["generation_config"] = _plain_generation(network)
+        vars(network)["generation_config"] = _plain_generation(network, end_ids)
         if not gradient_checkpointing:  # which works in training mode only
             vars(network)["train"] = lambda _mode=True: network  # eval mode: no dropout in a frozen model
         device = next(network.parameters()).device
@@ -78,6 +80,8 @@ class GroupRun(GRPOTrainer):  # type: ignore[misc]
             for callback in self.callback_handler.callbacks
             if type(callback).__name__ == "DefaultFlowCallback"
         ]
+        self.eos_token_ids = _ends(end_ids)  # TRL adds the tokenizer's own, and cuts rollouts there
+        self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = _ends(end_ids)
         with torch.no_grad():
             self.prompt_VE.copy_(initial_VE)
 
@@ -169,7 +173,12 @@ def _config(
     return config
 
 
-def _plain_generation(network: torch.nn.Module) -> Any:
+def _plain_generation(network: torch.nn.Module, end_ids: Sequence[int]) -> Any:
     """End tokens and nothing else: a penalty or a cut-off of the model's own would sample from another policy."""
     own: Any = network.generation_config
-    return type(own)(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id, bos_token_id=own.bos_token_id)
+    ends = _ends(end_ids)
+    return type(own)(eos_token_id=ends, pad_token_id=own.pad_token_id, bos_token_id=own.bos_token_id)
+
+
+def _ends(end_ids: Sequence[int]) -> list[int]:
+    return list(end_ids) or [-1]  # never drawn; none at all would be filled in from the tokenizer

@@ -90,6 +90,7 @@ class TrlTrainer:
                     self.model.tokenizer,
                     prompt_ids=prompt_ids,
                     initial_VE=initial_VE,
+                    end_ids=self.model.end_ids,
                     recipe=recipe,
                     seed_of=course.seed_of,
                     rewards=course.rewards,
@@ -192,6 +193,8 @@ def _check(
         "trainer": "trl",
         "parameterisation": "soft_prompt",
         "objective": "grpo_majority",
+        "skip_equal_rewards": False,
+        "stop_when_settled": 0,
         "kl_reference": "base",  # with a fresh adapter TRL's reference is the bare model, whatever one wishes
         "kv_heads": model.kv_heads,
     }

@@ -1,0 +1,141 @@
+"""``elm-agent bench``: measurements of this library on this machine. Opens no bank."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elm_agent.cli.options import Shared, group, shared
+from elm_agent.cli.output import Output
+from elm_agent.cli.progress import download_bar, stream_bar
+from elm_agent.errors import InputError
+
+if TYPE_CHECKING:
+    from elm_agent.bench.speed_machine import ModelChoice
+    from elm_agent.bench.speed_plan import Findings
+    from elm_agent.cli.progress import Advance
+    from elm_agent.settings import Settings
+
+app = group("bench", "Measure how fast this library is on this machine.")
+
+
+@app.command()
+@shared
+def speed(
+    options: Shared,
+    arms: Annotated[
+        str | None,
+        typer.Option("--arms", metavar="LIST", help="Of trl,trl-tuned,native,native-M,answers; default: all."),
+    ] = None,
+    tokens: Annotated[
+        str, typer.Option("--tokens", metavar="LIST", help="Lengths of rollouts that ignore the end token.")
+    ] = "24,64,256",
+    natural: Annotated[
+        int, typer.Option("--natural", min=0, help="Limit of rollouts that end by themselves; 0: none of these.")
+    ] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Turns of every arm that count.")] = 5,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of every memory in a turn.")] = 1,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of table, JSON and picture.")] = Path(
+        "docs/results/speed"
+    ),
+) -> None:
+    """Compare training and answering with TRL, transformers and the limits of this machine.
+
+    Every arm is a process of its own, and they take turns. Needs `pip install 'elm-agent[trl]'` for TRL's arms.
+    """
+    settings, show = options.load(), options.output()
+    from elm_agent.bench.speed import run_speed
+    from elm_agent.bench.speed_plan import Findings, Plan, check
+    from elm_agent.bench.speed_report import about, prepare, write
+
+    plan = Plan(
+        model=_model(settings),
+        arms=None if arms is None else tuple(_words(arms)),
+        tokens=tuple(_length(word) for word in _words(tokens)),
+        natural=natural,
+        repeats=repeats,
+        steps=steps,
+    )
+    check(plan)
+    prepare(out)
+    _fetch(show, settings)
+    findings = Findings(plan=plan, about=about(shlex.join(["elm-agent", *sys.argv[1:]])))
+    paths: list[Path] = []
+    try:
+        with stream_bar(show, total=None, done=0) as bar:
+            run_speed(plan, findings, _Teller(show, bar))
+        paths = write(out, findings)
+    finally:  # stopped or not: what was measured is told
+        if findings.series or findings.answers:
+            _tell(show, findings, paths)
+
+
+class _Teller:
+    """Tells each event: a line of JSON, or words for people and the bar."""
+
+    def __init__(self, show: Output, bar: Advance) -> None:
+        self._show = show
+        self._bar = bar
+
+    def __call__(self, name: str, detail: Mapping[str, Any]) -> None:
+        if self._show.json:
+            self._show.event(name, detail)
+        if name == "plan":
+            self._show.note(f"about {detail['seconds'] / 60:.0f} minutes for {detail['turns']} turns, by an estimate")
+        elif name == "failure":
+            self._show.note(f"{detail['arm']}, {detail['tokens']} tokens: {detail['reason']}")
+        self._bar(name == "turn", f"{detail['arm']}, {detail['tokens']} tokens" if "arm" in detail else "")
+
+
+def _tell(show: Output, findings: Findings, paths: Sequence[Path]) -> None:
+    from elm_agent.bench.speed_report import COLUMNS, answer_rows, document, rows
+
+    if show.json:
+        show.event("report", {**document(findings), "files": paths})
+        return
+    if findings.series:
+        show.table(COLUMNS, rows(findings))
+    if findings.answers:
+        show.table(("answers asked by", "tokens/s, median (best)", "times generate"), answer_rows(findings))
+    if (both := findings.both_over_one()) is not None:
+        show.say(f"both answers take {both:.2f} times as long as one")
+    show.say(f"\nwritten: {', '.join(map(str, paths))}" if paths else "\nstopped: no file was written")
+
+
+def _model(settings: Settings) -> ModelChoice:
+    from elm_agent.bench.speed_machine import ModelChoice
+
+    return ModelChoice(
+        name=settings.model,
+        gguf_file=settings.gguf_file,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        cache_dir=settings.cache_dir,
+        offline=settings.offline,
+    )
+
+
+def _fetch(show: Output, settings: Settings) -> None:
+    """An embedded model is downloaded here, under a bar, and not by each measuring process."""
+    from elm_agent.models.pull import pull
+    from elm_agent.models.registry import EMBEDDED
+
+    if settings.model in EMBEDDED:
+        with download_bar(show, settings.model) as progress:
+            pull(settings.model, cache_dir=settings.cache_dir, offline=settings.offline, progress=progress)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _length(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise InputError(f"--tokens has {word!r}: expected whole numbers of at least 1, such as 24,64,256")
+    return int(word)

@@ -1,0 +1,65 @@
+"""``bench speed``: what it refuses before it opens anything, and what a whole small run prints and writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cli_calls import Elm, assert_one_sentence, error_of
+
+from elm_agent.bench import speed
+from elm_agent.bench.speed_plan import Findings
+from elm_agent.testing.tiny import write_tiny_model
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arms", "fast"], "arm 'fast': expected trl, trl-tuned, native, native-M"),
+        (["--tokens", "24,x"], "--tokens has 'x': expected whole numbers of at least 1"),
+        (["--tokens", "0"], "--tokens has '0'"),
+        (["--repeats", "0"], "Invalid value for '--repeats'"),
+        (["--arms", "native", "--tokens", "", "--natural", "0"], "nothing is to be measured"),
+    ],
+)
+def test_bad_input_is_one_sentence(elm: Elm, words: list[str], message: str) -> None:
+    assert_one_sentence(elm("bench", "speed", *words), 2, message)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(elm: Elm, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_sentence(
+        elm("bench", "speed", "--arms", "native", "--out", "file/x"), 2, "--out file/x cannot be made"
+    )
+
+
+def test_an_unknown_model_is_one_sentence(elm: Elm) -> None:
+    result = elm("bench", "speed", "--arms", "native", "--model", "./none", "--json")
+    assert (result.exit_code, error_of(result)["type"]) == (5, "ModelUnavailable")
+
+
+def test_a_small_run_tells_and_writes(elm: Elm, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny")
+    words = ["--model", model, "--arms", "native", "--tokens", "3", "--natural", "0", "--repeats", "1"]
+    result = elm("bench", "speed", *words, "--out", "here", "--json")
+    assert result.exit_code == 0, result.output
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["event"] for line in told] == ["plan", "turn", "report"]
+    [series] = told[-1]["training"]
+    assert (series["arm"], len(series["turns"]), series["turns"][0]["tokens"]) == ("native", 1, 8 * 3)
+    assert 0 < series["share_of_bound"] < 1
+    assert sorted(path.name for path in Path("here").iterdir()) == ["speed.json", "speed.md", "speed.png"]
+
+
+def test_what_was_measured_is_told_when_it_is_stopped(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(_plan: object, findings: Findings, _observe: object) -> None:
+        findings.answers["generate"] = [10.0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "run_speed", stopped)
+    result = elm("bench", "speed", "--model", "./any", "--out", "here")
+    assert result.exit_code == 130
+    assert "generate" in result.stdout
+    assert "10.0 (10.0)" in result.stdout
+    assert list(Path("here").iterdir()) == []
