@@ -119,7 +119,6 @@ class TestQdrantIndex(KeyIndexSuite):
         return partial(QdrantIndex, index.url)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # the client warns that its embedded mode is slow
 class TestQdrantLocally(KeyIndexSuite):
     """Our code without a server: the embedded mode of the client answers in its place."""
 

@@ -147,8 +147,9 @@ class Places:
         if self.back_end.tensors == "memory":
             closing.callback(fsspec.filesystem("memory").store.clear)
         if "chroma_server" in servers:
-            index = parse_server_url(servers["chroma_server"].index, make_url(url))
-            closing.callback(ChromaServerIndex(index).wipe)
+            index = ChromaServerIndex(parse_server_url(servers["chroma_server"].index, make_url(url)))
+            closing.callback(index.close)
+            closing.callback(index.wipe)
         return Place(self.back_end, url, home, servers, closing)
 
     def close(self) -> None:

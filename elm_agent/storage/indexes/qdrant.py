@@ -110,12 +110,13 @@ class QdrantIndex:
             if k < 1:
                 return []
             wanted = min(2 * k + _SLACK, _MOST)
+            graph = models.SearchParams(hnsw_ef=max(wanted, 256)) if self.folder is None else None  # it has no graph
             found = client.query_points(
                 collection,
                 query=self._narrow(query).tolist(),
                 limit=wanted,
                 with_payload=True,
-                search_params=models.SearchParams(hnsw_ef=max(wanted, 256)),
+                search_params=graph,
             ).points
         hits = [Hit(point.payload["id"], min(1.0, max(-1.0, float(point.score)))) for point in found]
         hits.sort(key=lambda hit: (-hit.similarity, hit.memory_id))
