@@ -15,7 +15,7 @@ from elm_agent.errors import IndexUnavailable
 from elm_agent.protocols import IndexCapability
 from elm_agent.records import Hit, KeyKind, MemoryState, Vector, question_digest, utcnow
 from elm_agent.storage.indexes.exact import ExactIndex
-from elm_agent.storage.indexes.feed import FedIndex, changes_between, revision_of
+from elm_agent.storage.indexes.feed import FedIndex, changes_between, once_more, revision_of
 from elm_agent.storage.indexes.feed_durable import DurableFeed, fed_indexes
 from elm_agent.storage.indexes.feed_exact import ExactFeed
 from elm_agent.storage.sql.database import Database
@@ -132,8 +132,8 @@ class Search:
 
     def _candidates(self, namespace: str, kind: KeyKind, query: Vector, k: int) -> list[Hit]:
         if self.wants_durable(namespace):
-            try:
-                return self._from_durable(namespace, kind, query, k)
+            try:  # once more: by then the watermark says that the index is being made anew
+                return once_more(partial(self._from_durable, namespace, kind, query, k))
             except IndexUnavailable as error:
                 if self._choice == "durable":
                     raise

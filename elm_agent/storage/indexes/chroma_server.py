@@ -10,15 +10,17 @@ An access token comes from the environment, ``CHROMA_TOKEN``, and is sent as ``A
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from elm_agent.errors import IndexUnavailable
-from elm_agent.protocols import IndexCapability
+from elm_agent.protocols import IndexCapability, IndexEntry
 from elm_agent.records import KeyKind
 from elm_agent.storage.indexes.chroma_keys import ChromaKeys, explained
 from elm_agent.storage.indexes.chroma_probe import collection_options
+from elm_agent.storage.indexes.feed import IndexMadeAnew, once_more
 from elm_agent.storage.indexes.server_urls import ServerUrl
 
 TOKEN = "CHROMA_TOKEN"
@@ -42,6 +44,13 @@ class ChromaServerIndex(ChromaKeys):
         self._connect_seconds = connect_seconds
         self._answer_seconds = answer_seconds
         self._fed = False
+
+    def apply(self, namespace: str, kind: KeyKind, upsert: Iterable[IndexEntry], delete: Iterable[str]) -> None:
+        """See ``ChromaKeys``. Once more when another process has made the collection anew: a change is idempotent."""
+        once_more(partial(super().apply, namespace, kind, list(upsert), list(delete)))
+
+    def ids(self, namespace: str, kind: KeyKind) -> set[str]:
+        return once_more(partial(super().ids, namespace, kind))
 
     @property
     def rebuilt(self) -> bool:
@@ -142,7 +151,10 @@ class ChromaServerIndex(ChromaKeys):
             client.close()
 
     def _unavailable(self, error: BaseException) -> IndexUnavailable:
-        return IndexUnavailable(
+        from chromadb.errors import NotFoundError
+
+        kind = IndexMadeAnew if isinstance(error, NotFoundError) else IndexUnavailable
+        return kind(
             f"the Chroma server {self.url.address} failed ({type(error).__name__}: {str(error)[:200]}); tried to "
             f"connect for {self._connect_seconds:g} s: check that it runs, `elm-agent index status` tries again"
         )

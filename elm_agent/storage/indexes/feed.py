@@ -8,25 +8,42 @@ the outbox's floor, where it was pruned, begins anew with the active keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from elm_agent.errors import NotFound
+from elm_agent.errors import IndexUnavailable, NotFound
 from elm_agent.protocols import IndexEntry, KeyIndex
 from elm_agent.records import KeyKind, MemoryState
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.rows import unpack
 from elm_agent.storage.sql.schema import KeyRow, MemoryRow, NamespaceRow, OutboxRow
 
+_Answer = TypeVar("_Answer")
+
 BATCH = 500  # revisions, or rows, taken into memory at a time
 
 
+class IndexMadeAnew(IndexUnavailable):
+    """Another process dropped what this one knew of the index, and makes it anew; asking again helps."""
+
+
+def once_more(ask: Callable[[], _Answer]) -> _Answer:
+    """Ask again when another process has made the index anew. For what may be done twice."""
+    try:
+        return ask()
+    except IndexMadeAnew:
+        return ask()
+
+
 class FedIndex(KeyIndex, Protocol):
-    """A durable index, which can say that it lost everything."""
+    """A durable index, which can say that it lost everything.
+
+    One that is shared raises ``IndexMadeAnew`` where a search meets what another process has dropped meanwhile.
+    """
 
     @property
     def width_limit(self) -> int | None:

@@ -97,9 +97,14 @@ class DurableFeed:
         """Leave nothing of deleted keys in the index's files, as far as it can. Raises ``IndexUnavailable``."""
         self.feed(namespace)
         with self._turn(namespace):
+            with self._database.read() as session:
+                mark = self._watermark(session, namespace)
+            self._advance(namespace, 0)  # what is left of it meanwhile, or if we die here, is not everything
             if self._index.scrub(namespace):
                 self._notice_rebuild()
                 self._refill(namespace, None)
+            else:
+                self._advance(namespace, mark)
 
     @contextmanager
     def _turn(self, namespace: str, *, wait: bool = True) -> Iterator[bool]:
@@ -151,7 +156,8 @@ class DurableFeed:
                     progress(applied, max(total, applied))
             self._index.apply(namespace, kind, (), sorted(surplus))
             applied += len(surplus)
-        self._advance(namespace, newest)
+        if newest:  # an empty namespace is not fed
+            self._advance(namespace, newest)
         return applied
 
     def _watermark(self, session: Session, namespace: str) -> int:
@@ -170,10 +176,10 @@ class DurableFeed:
 
 
 def fed_indexes(database: Database, namespace: str) -> dict[str, int]:
-    """The watermark of every index that was fed with keys of the namespace."""
+    """The watermark of every index that was fed with keys of the namespace; 0: it is being scrubbed."""
     query = select(WatermarkRow.index_name, WatermarkRow.revision).where(WatermarkRow.namespace == namespace)
     with database.read() as session:
-        return {name: revision for name, revision in session.execute(query) if revision > 0}
+        return dict(session.execute(query).tuples().all())
 
 
 def _count(session: Session, namespace: str) -> int:

@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from elm_agent.errors import ElmError, IndexUnavailable
 from elm_agent.protocols import IndexCapability, IndexEntry
 from elm_agent.records import Hit, KeyKind, Vector
 from elm_agent.storage.indexes import projection
+from elm_agent.storage.indexes.feed import IndexMadeAnew, once_more
 from elm_agent.storage.indexes.key_table import check_vector
 from elm_agent.storage.indexes.server_urls import ServerUrl
 
@@ -70,6 +72,9 @@ class QdrantIndex:
             InputError: a vector of another dtype or width; then nothing changed.
             IndexUnavailable: the server cannot be asked or failed.
         """
+        once_more(partial(self._apply, namespace, kind, list(upsert), list(delete)))
+
+    def _apply(self, namespace: str, kind: KeyKind, upsert: list[IndexEntry], delete: list[str]) -> None:
         vectors = {entry.memory_id: entry.vector for entry in upsert}
         ids, gone = list(vectors), [_point(memory_id) for memory_id in delete]
         first = check_vector(vectors[ids[0]]).shape[0] if ids else None
@@ -123,6 +128,9 @@ class QdrantIndex:
         return hits[:k]
 
     def ids(self, namespace: str, kind: KeyKind) -> set[str]:
+        return once_more(partial(self._ids, namespace, kind))
+
+    def _ids(self, namespace: str, kind: KeyKind) -> set[str]:
         collection = self._name(namespace, kind)
         names: set[str] = set()
         with self._open() as client:
@@ -213,7 +221,8 @@ class QdrantIndex:
                 raise
             except Exception as error:
                 self._widths.clear()
-                raise IndexUnavailable(
+                anew = "not found" in str(error).lower()  # a collection; the server and the embedded mode differ
+                raise (IndexMadeAnew if anew else IndexUnavailable)(
                     f"the Qdrant server {self.folder or self.url.address} failed ({type(error).__name__}: "
                     f"{str(error)[:200]}); tried for {self._seconds:g} s: check that it runs, "
                     "`elm-agent index status` tries again"

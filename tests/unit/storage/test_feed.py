@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -197,6 +197,37 @@ def test_a_lost_index_is_fed_from_the_beginning(
     durable.rebuilt = True
     assert bank.feed() == 5
     assert durable.ids("default", KeyKind.INPUT) == memories
+
+
+def test_while_an_index_is_scrubbed_nobody_takes_what_is_left_for_everything(
+    database: Database, tmp_path: Path
+) -> None:
+    class Dropping(Durable):
+        """Scrubbing drops what it has of the namespace, as servers do; ``during``: asked in the middle."""
+
+        during: Callable[[], object] | None = None
+
+        def scrub(self, namespace: str) -> bool:
+            for kind in KeyKind:
+                self.apply(namespace, kind, [], self.ids(namespace, kind))
+            if self.during is not None:
+                self.during()
+            return True
+
+    shared = Dropping()
+    one, two = (Bank(database, LocalTensors(tmp_path), index="durable", durable=shared) for _ in range(2))
+    one.bind("default", MODEL)
+    gone, kept = learner(one)("a", X), learner(one)("b", Y)
+    seen: list[list[str]] = []
+    shared.during = lambda: seen.append([hit.memory_id for hit in two.nearest("default", KeyKind.INPUT, Y, 5)])
+    one.purge("default", [gone.id], actor="t", reason=None)
+    assert seen == [[kept.id]]
+    shared.during = lambda: 1 / 0  # the process dies
+    with pytest.raises(ZeroDivisionError):
+        one.scrub_indexes("default")
+    assert [hit.memory_id for hit in two.nearest("default", KeyKind.INPUT, Y, 5)] == [kept.id]
+    assert two.feed() > 0
+    assert shared.ids("default", KeyKind.INPUT) == {kept.id}
 
 
 def test_an_index_that_is_not_used_any_more_keeps_no_work(
