@@ -188,7 +188,7 @@ def campaign(
                 ExitStack() as opened,
             ):
                 bank = world.place.open()
-                opened.callback(lambda: bank.close())  # the last one
+                opened.callback(lambda: bank.close())  # noqa: B023 - the last one, whichever that will be
                 for point in mine[start_at : start_at + LIVES]:
                     for _ in range(AGAIN):
                         killed, bank = kill_once(world, bank, point, tallies, dice)
