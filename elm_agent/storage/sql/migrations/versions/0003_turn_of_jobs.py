@@ -1,4 +1,4 @@
-"""Jobs and unfinished purges are found by indexes, salts may be sealed, and a use belongs to a namespace of the bank."""
+"""Jobs and unfinished purges are found by indexes, salts may be sealed, a use belongs to a namespace of the bank."""
 
 from __future__ import annotations
 
