@@ -1,4 +1,4 @@
-"""A bank whose processes are killed, what it acknowledged, and whether that is all there. Kills nothing itself."""
+"""A bank whose processes are killed, what it acknowledged, and whether all of it is there. Kills nothing itself."""
 
 from __future__ import annotations
 
