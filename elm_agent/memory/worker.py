@@ -83,6 +83,7 @@ class Worker:
         self._finishing = threading.Event()
         self._wake = threading.Event()
         self._turn = threading.Lock()
+        self._in_hand: dict[str, Lease] = {}  # by id; a job that was given back is not ours to report on any more
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -90,7 +91,8 @@ class Worker:
         """Work until ``stop``, or with ``once`` until no job is due. Returns the number of jobs taken.
 
         A job whose attempt failed is due again after its pause, so ``once`` may leave it queued; see ``idle``.
-        What one slot raises ends all of them after their current step, and is raised here.
+        What one slot raises ends all of them after their current step, and is raised here. An interrupt (Ctrl-C)
+        waits for no step: the jobs in hand go back to the queue, and threads that still compute are left behind.
         """
         taken = [0] * self._concurrency
         raised: list[BaseException] = []
@@ -112,27 +114,27 @@ class Worker:
                 taken[slot] += 1
                 self._work(lease)
 
-        def other(slot: int) -> None:
+        def work(slot: int, caught: type[BaseException]) -> None:
             try:
                 loop(slot)
-            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that somebody looks at
+            except caught as error:  # raised below, in the thread that somebody looks at
                 raised.append(error)
                 self.stop()
 
         others = [
-            threading.Thread(target=other, args=(slot,), name=f"elm-worker-{slot}", daemon=True)
+            threading.Thread(target=work, args=(slot, BaseException), name=f"elm-worker-{slot}", daemon=True)
             for slot in range(1, self._concurrency)
         ]
         for thread in others:
             thread.start()
         try:
-            loop(0)
-        except BaseException:
-            self.stop()  # the other slots must not outlive an interrupt
-            raise
-        finally:
+            work(0, Exception)
             for thread in others:
                 thread.join()
+        except BaseException:
+            self.stop()
+            self._give_back()
+            raise
         if raised:
             raise raised[0]
         return sum(taken)
@@ -176,6 +178,13 @@ class Worker:
             return None
 
     def _work(self, lease: Lease) -> None:
+        self._in_hand[lease.job.id] = lease
+        try:
+            self._learn(lease)
+        finally:
+            self._in_hand.pop(lease.job.id, None)
+
+    def _learn(self, lease: Lease) -> None:
         heartbeat = Heartbeat(
             self.bank.jobs, lease, lease_seconds=self._lease_seconds, every_seconds=self._heartbeat_seconds
         )
@@ -196,7 +205,8 @@ class Worker:
         except JobCancelled as error:
             self._stopped(lease, heartbeat, str(error))
         except Exception as error:  # noqa: BLE001 - whatever went wrong is written into the job's row
-            self._failed(lease, error)
+            if lease.job.id in self._in_hand:  # else the engine was closed under it after an interrupt
+                self._failed(lease, error)
         except BaseException:  # Ctrl-C: the job is somebody else's to finish
             self._settle(lease, "job.released", "interrupted", self.bank.jobs.release)
             raise
@@ -224,6 +234,8 @@ class Worker:
     # --- the ways in which a job ends ----------------------------------------------------------------------
 
     def _lost(self, lease: Lease, reason: str) -> None:
+        if lease.job.id not in self._in_hand:  # given back, or ended by its own slot just before
+            return
         logger.warning("job %s: another worker took over, this result is discarded (%s)", lease.job.id, reason)
         self._tell(lease, "job.lost", {"reason": reason})
 
@@ -248,6 +260,12 @@ class Worker:
                 lease, reason, backoff_seconds=self._backoff_seconds, retry=retry, curve=curve
             ),
         )
+
+    def _give_back(self) -> None:
+        """Release what the other slots have in hand; their next step finds its lease gone."""
+        while self._in_hand:
+            _, lease = self._in_hand.popitem()
+            self._settle(lease, "job.released", "interrupted", self.bank.jobs.release)
 
     def _settle(self, lease: Lease, name: str, reason: str, write: Callable[[Lease, str], object]) -> None:
         """Write how the job ended. Where that fails the lease runs out, and the job is taken up again."""

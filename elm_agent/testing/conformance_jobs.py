@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 Opened = Callable[[Settings], AbstractContextManager[JobRunner]]
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds that anything may take before a test gives up; nothing is asserted to be quick."""
 
 

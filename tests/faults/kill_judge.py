@@ -146,7 +146,7 @@ def _takes_changes(bank: Bank) -> bool:
 def judge(world: World, bank: Bank, tally: Tally) -> None:
     """The doctor, a second worker, the doctor again; then everything that was acknowledged has to be there, once."""
     examine(bank, repair=True, now=utcnow() + FAR)
-    worker, until = make_worker(bank), time.monotonic() + 60
+    worker, until = make_worker(bank), time.monotonic() + 300
     while not worker.idle() and time.monotonic() < until:
         worker.run_one()
     left = examine(bank, repair=True, now=utcnow() + FAR)

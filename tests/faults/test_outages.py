@@ -50,7 +50,7 @@ def ask(runtime: Runtime, question: str) -> dict[str, Any]:
 
 def work_off(runtime: Runtime) -> None:
     """Let a worker do what there is to do, waiting for leases of those who stopped without a word."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     worker = runtime.worker()
     while not worker.idle():
         assert time.monotonic() < until

@@ -124,6 +124,7 @@ def test_a_node_is_lost_in_mid_training(
         let_go(tmp_path, "0")
         let_go(tmp_path, "1")
         assert runtime.runner.wait_idle(300)
+        until(lambda: "died" in caplog.text, "Ray to miss the node, which may be after the last job")
     done_once(runtime, jobs)
     assert len(begun(tmp_path, held[0])) == 2
     assert begun(tmp_path, held[1]) == [second]

@@ -53,7 +53,7 @@ def start(tmp_path: Path, *words: object, step: float = 0.0, answer: float = 0.0
     )
 
 
-def wait_until(condition: Any, process: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_until(condition: Any, process: subprocess.Popen[str], seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

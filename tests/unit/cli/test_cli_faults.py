@@ -153,7 +153,7 @@ def test_a_worker_stopped_at_any_event_loses_nothing(
     assert process.stdout is not None
     assert any(json.loads(line)["event"] == event for line in process.stdout), "it never came to this event"
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     [job] = jobs_of(elm)
@@ -164,20 +164,22 @@ def test_a_worker_stopped_at_any_event_loses_nothing(
     assert memory["state"] == "active"
 
 
-def test_a_second_signal_does_not_wait_for_the_step(elm: Elm, tmp_path: Path) -> None:
-    elm("ask", "What is 2 times 7?")
-    process = start(tmp_path, "worker", step=600.0)
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_a_second_signal_does_not_wait_for_the_step(elm: Elm, tmp_path: Path, concurrency: int) -> None:
+    for a in range(2, 2 + concurrency):
+        elm("ask", f"What is {a} times 7?")
+    process = start(tmp_path, "worker", "--concurrency", concurrency, step=600.0)
     bank = bank_of(tmp_path)
-    wait_until(lambda: bank.jobs.counts()[JobState.RUNNING] == 1, process)
+    wait_until(lambda: bank.jobs.counts()[JobState.RUNNING] == concurrency, process)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)  # noted, and waiting for the end of the step
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    [job] = bank.jobs.list()
+    _, err = process.communicate(timeout=300)
+    jobs = bank.jobs.list()
     bank.close()
-    assert (process.returncode, err.splitlines()[-1]) == (130, "error: interrupted")
-    assert (job.state, job.attempts) == (JobState.QUEUED, 0)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "error: interrupted"), err
+    assert [(job.state, job.attempts) for job in jobs] == [(JobState.QUEUED, 0)] * concurrency
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
@@ -186,7 +188,7 @@ def test_a_stopped_ask_leaves_its_job_in_the_queue(elm: Elm, tmp_path: Path, num
     assert process.stdout is not None
     assert any(json.loads(line)["event"] == "answer" for line in process.stdout)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, "Traceback" in err) == (130, False), err
     [job] = jobs_of(elm)
     assert (job["state"], job["attempts"]) in {("queued", 0), ("done", 1)}
@@ -205,5 +207,5 @@ builtins.__import__ = interrupted
 from elm_agent.cli import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")

@@ -184,7 +184,7 @@ def test_a_stopped_run_goes_on(elm: Elm, questions: Path, tmp_path: Path, number
     process = start(tmp_path, "run", questions, "--json", step=0.3)
     wait_until(lambda: results.exists() and results.read_bytes().count(b"\n") >= 1, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     if number is signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
         with results.open("ab") as file:
@@ -246,7 +246,7 @@ def test_a_stopped_worker_gives_its_job_back(elm: Elm, tmp_path: Path, number: s
     bank = open_bank(Settings(home=tmp_path / ".elm"), owns_index=False)
     wait_until(lambda: bank.jobs.counts()[JobState.RUNNING] == 1, process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     [job] = bank.jobs.list()
     bank.close()
     assert (process.returncode, err.splitlines()[-1]) == (130, "error: interrupted")

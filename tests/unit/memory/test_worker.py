@@ -34,7 +34,7 @@ def test_it_works_until_nothing_is_due(bank: Bank, enqueue: Enqueue, make_worker
 
 
 def test_several_jobs_at_the_same_time(enqueue: Enqueue, make_worker: Make) -> None:
-    together = threading.Barrier(3, timeout=30)  # passes only when three jobs train at once
+    together = threading.Barrier(3, timeout=300)  # passes only when three jobs train at once
 
     def meet(step: int) -> None:
         if step == 0:
@@ -154,7 +154,7 @@ def test_the_heartbeat_keeps_a_long_step_alive(bank: Bank, enqueue: Enqueue, mak
 
     def long_step(_step: int) -> None:
         for _ in range(3):
-            assert beats.acquire(timeout=30)
+            assert beats.acquire(timeout=300)
 
     assert make_worker(FakeTrainer(before_step=long_step), heartbeat_seconds=0.01).run(once=True) == 1
     assert len(bank.memories("ns")) == 1

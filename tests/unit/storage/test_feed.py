@@ -165,7 +165,7 @@ def test_a_question_does_not_wait_for_who_feeds(
         feeder = pool.submit(bank.feed)
         assert feeding.wait(60)
         try:
-            hits = pool.submit(bank.nearest, "default", KeyKind.INPUT, Y, 2).result(timeout=20)
+            hits = pool.submit(bank.nearest, "default", KeyKind.INPUT, Y, 2).result(timeout=300)
         finally:
             asked.set()
         feeder.result()
