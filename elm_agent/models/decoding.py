@@ -94,18 +94,16 @@ class Decoder:
         self.rows += rows
 
     @torch.no_grad()
-    def step(self) -> list[Row]:
-        """Draw a token for every row in flight. Returns the rows that are done and have left."""
+    def step(self) -> None:
+        """Draw a token for every row in flight; rows that are done leave."""
         self._leave()
         if self._logits_BV is None:
-            return []
+            return
         self._draw(self._logits_BV)
-        tokens = [row.tokens[-1] for row in self.rows]
-        done, kept = [row for row in self.rows if not row.going], self._leave()
+        self._leave()
         if self.rows:
-            tokens_B = torch.tensor([tokens[index] for index in kept], device=self._network.device)
+            tokens_B = torch.tensor([row.tokens[-1] for row in self.rows], device=self._network.device)
             self._logits_BV = self._flight.step(tokens_B)
-        return done
 
     def _draw(self, logits_BV: torch.Tensor) -> None:
         drawn = [len(row.tokens) for row in self.rows]
@@ -124,8 +122,8 @@ class Decoder:
             row.certainties.append(certainty)
             row.finished = token in self._ends
 
-    def _leave(self) -> list[int]:
-        """Let go of rows that are done, and return where those that go on were."""
+    def _leave(self) -> None:
+        """Let go of rows that are done."""
         kept = [index for index, row in enumerate(self.rows) if row.going]
         if len(kept) < len(self.rows):
             self.rows = [self.rows[index] for index in kept]
@@ -133,7 +131,6 @@ class Decoder:
             self._flight.keep(kept)
             if self._logits_BV is not None:
                 self._logits_BV = self._logits_BV[kept] if kept else None
-        return kept
 
 
 class _Slotted:

@@ -97,12 +97,12 @@ class Network:
         )
         return Prefix(out.past_key_values, mask_BL), wide(out.logits[:, -1])
 
-    def extend(self, prefix: Prefix, tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+    def extend(self, prefix: Prefix, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Append T tokens to every row; the prefix grows in place.
 
         Returns logits (B, T, vocabulary), float32 or wider.
         """
-        return wide(self._extend(self.model, prefix, tokens_BT, mask_BT).logits)
+        return wide(self._extend(self.model, prefix, tokens_BT).logits)
 
     def logprobs(
         self,
@@ -125,12 +125,8 @@ class Network:
             chosen_N = token_logprobs(logits_BTV[mask_BT], tokens_BT[mask_BT], temperature)
         return chosen_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, chosen_N)
 
-    def _extend(
-        self, module: Any, prefix: Prefix, tokens_BT: torch.Tensor, mask_BT: torch.Tensor | None = None
-    ) -> Any:
-        if mask_BT is None:
-            mask_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
-        mask_BL = torch.cat([prefix.mask_BL, mask_BT], dim=1)
+    def _extend(self, module: Any, prefix: Prefix, tokens_BT: torch.Tensor) -> Any:
+        mask_BL = torch.cat([prefix.mask_BL, torch.ones_like(tokens_BT, dtype=torch.bool)], dim=1)
         out = module(
             input_ids=tokens_BT,
             attention_mask=_mask_or_none(mask_BL),

@@ -204,7 +204,8 @@ class Serving:
         with self._arrived:
             answers = _taken(self._answers, self._max_rows - answering)
             rollouts = _taken(self._rollouts, self._rollout_room(len(aboard) - answering, alone=not aboard))
-        self._lease.expect_answers(-len(answers))
+        if answers:
+            self._lease.expect_answers(-len(answers))
         return _wanted([*answers, *rollouts])
 
     def _rollout_room(self, drawing: int, *, alone: bool) -> int:

@@ -83,9 +83,9 @@ class GrpoTrainer:
                 refuse_unsound(rows, step)
                 seconds_rollout = time.perf_counter() - tick
                 # 2b. Votes are the rewards: 1 for the most common answer's class, else 0; or the given answer's.
-                group, answer, share = judge(self.model, self.task, rows, step, truth=truth)
+                judged = judge(self.model, self.task, rows, step, truth=truth)
                 # 2c. Advantages against the group's mean.
-                advantages_G = numerics.group_advantages([rollout.reward for rollout in group])
+                advantages_G = numerics.group_advantages([rollout.reward for rollout in judged.rollouts])
                 # 2d, 2e. One clipped policy-gradient step on the memory alone.
                 pull, norm = Pull(), 0.0
                 with self.model.training():
@@ -96,9 +96,12 @@ class GrpoTrainer:
                     seconds_update = time.perf_counter() - tick
                 refuse_diverged(prompt_VE, pull.loss, norm, step)
                 # 3. The whole trajectory is kept.
-                curve.append(_record(step, group, answer, share, pull, norm, seconds_rollout, seconds_update))
-                rollouts.extend(group)
-                observe("train.step", asdict(curve[-1]))
+                record = judged.record(
+                    **asdict(pull), grad_norm=norm, seconds_rollout=seconds_rollout, seconds_update=seconds_update
+                )
+                curve.append(record)
+                rollouts.extend(judged.rollouts)
+                observe("train.step", asdict(record))
                 if settled(curve, recipe):
                     break
         prompt = SoftPrompt(prompt_VE.detach().to("cpu", torch.float32).contiguous())
@@ -180,33 +183,6 @@ def descend(prompt_VE: torch.Tensor, optimizer: torch.optim.Optimizer, max_norm:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def _record(
-    step: int,
-    group: list[Rollout],
-    answer: str | None,
-    share: float,
-    pull: Pull,
-    norm: float,
-    seconds_rollout: float,
-    seconds_update: float,
-) -> StepRecord:
-    rewards = [rollout.reward for rollout in group if rollout.reward is not None]
-    return StepRecord(
-        step=step,
-        majority_answer=answer,
-        vote_share=share,
-        reward_mean=sum(rewards) / len(rewards),
-        loss=pull.loss,
-        kl=pull.kl,
-        grad_norm=norm,
-        clip_fraction=pull.clipped,
-        tokens=sum(rollout.tokens for rollout in group),
-        finished_share=sum(rollout.finished for rollout in group) / len(group),
-        seconds_rollout=seconds_rollout,
-        seconds_update=seconds_update,
-    )
 
 
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:

@@ -6,6 +6,7 @@ Whoever sampled the group, a native step or another back end, has it judged here
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -13,16 +14,50 @@ from elm_agent.errors import TaskError, TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.protocols import Task
-from elm_agent.records import Rollout
+from elm_agent.records import Rollout, StepRecord
 from elm_agent.tasks.votes import majority
 
 Value = TypeVar("Value")
 
 
-def judge(
-    model: LocalModel, task: Task, rows: Sequence[Row], step: int, *, truth: str | None = None
-) -> tuple[list[Rollout], str | None, float]:
-    """The group's rollouts with rewards, the majority answer and its share of the group.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A group's rollouts with their rewards, the majority answer and its share of the group."""
+
+    rollouts: list[Rollout]
+    answer: str | None
+    share: float
+
+    def record(
+        self,
+        *,
+        loss: float,
+        kl: float,
+        grad_norm: float,
+        clip_fraction: float,
+        seconds_rollout: float,
+        seconds_update: float,
+    ) -> StepRecord:
+        """What is kept of the step that learned from this group."""
+        rewards = [rollout.reward for rollout in self.rollouts if rollout.reward is not None]
+        return StepRecord(
+            step=self.rollouts[0].step,
+            majority_answer=self.answer,
+            vote_share=self.share,
+            reward_mean=sum(rewards) / len(rewards),
+            loss=loss,
+            kl=kl,
+            grad_norm=grad_norm,
+            clip_fraction=clip_fraction,
+            tokens=sum(rollout.tokens for rollout in self.rollouts),
+            finished_share=sum(rollout.finished for rollout in self.rollouts) / len(self.rollouts),
+            seconds_rollout=seconds_rollout,
+            seconds_update=seconds_update,
+        )
+
+
+def judge(model: LocalModel, task: Task, rows: Sequence[Row], step: int, *, truth: str | None = None) -> Judged:
+    """Give every completion of the group its reward.
 
     ``truth``: rewards say whether an answer means the same as this one; None: as the majority's (TTRL).
 
@@ -40,7 +75,7 @@ def judge(
     reasons = [failure or doubt for failure, doubt in zip(failures, doubts, strict=True)]
     if all(reasons):
         raise TrainingError(f"step {step + 1}: no answer of {len(rows)} could be compared: {reasons[0]}")
-    group = [
+    rollouts = [
         Rollout(
             step=step,
             index=index,
@@ -54,7 +89,7 @@ def judge(
         )
         for index, row in enumerate(rows)
     ]
-    return group, vote.answer, vote.share
+    return Judged(rollouts, vote.answer, vote.share)
 
 
 def _right(task: Task, answers: Sequence[str | None], truth: str) -> tuple[list[float | None], list[str | None]]:

@@ -1,7 +1,8 @@
 """The mathematics of one step as pure functions: tensors in, tensors out.
 
 Shapes: G rollouts of a group, T completion tokens (padded on the right), V vocabulary here.
-Sources: GRPO, arXiv 2402.03300; Dr.GRPO, arXiv 2503.20783; the k3 estimator, http://joschu.net/blog/kl-approx.html.
+Sources: GRPO, arXiv 2402.03300; Dr.GRPO, arXiv 2503.20783; the k3 estimator, http://joschu.net/blog/kl-approx.html;
+truncated importance sampling per token, https://fengyao.notion.site/off-policy-rl.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
+RATIO_CAP = 2.0
+"""Most that a token drawn by another sampler may weigh: the bound of what this truncation's variance can grow to."""
 
 
 def group_advantages(rewards: Sequence[float | None]) -> torch.Tensor:
@@ -28,6 +32,16 @@ def clipped_objective(
     ratio_GT = (logprobs_GT - old_logprobs_GT).exp()
     advantages_G1 = advantages_G.to(logprobs_GT)[:, None]
     return torch.minimum(ratio_GT * advantages_G1, ratio_GT.clamp(1 - clip_eps, 1 + clip_eps) * advantages_G1)
+
+
+def importance_ratios(logprobs_GT: torch.Tensor, sampler_GT: torch.Tensor) -> torch.Tensor:
+    """policy(token) / sampler(token) for each token, without gradient: (G, T). Exactly 1 where both are equal.
+
+    For tokens that were drawn by something that is not quite the policy: the update weighs them by this, truncated
+    at ``RATIO_CAP``, as TRL's mode "token_truncate" does. Tokens are corrected one by one, given what came before
+    them; that the sampler also came to other beginnings is not.
+    """
+    return (logprobs_GT.detach() - sampler_GT).exp()
 
 
 def clip_fraction(

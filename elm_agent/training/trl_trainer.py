@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import random
 import tempfile
 import threading
@@ -21,7 +20,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from elm_agent.errors import InputError, JobCancelled, SettingsError, TrainingError
+from elm_agent.errors import InputError, JobCancelled, SettingsError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.lending import Loan
@@ -30,9 +29,9 @@ from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
-from elm_agent.training.checks import refuse_others, refuse_too_long
+from elm_agent.training.checks import keeping, refuse_diverged, refuse_others, refuse_too_long
 from elm_agent.training.grpo import rollout_seed
-from elm_agent.training.judging import judge
+from elm_agent.training.judging import Judged, judge
 
 PACKAGES = ("trl", "peft", "datasets")
 _ONE_AT_A_TIME = threading.Lock()  # TRL keeps its device, precision and random state in the process
@@ -100,7 +99,8 @@ class TrlTrainer:
                     micro_batch=self.micro_batch,
                 )
                 course.began = time.perf_counter()
-                run.train()
+                with keeping(course.curve):
+                    run.train()
             prompt = SoftPrompt(run.prompt_VE.detach().to("cpu", torch.float32).clone())
         return Trained(
             prompt=prompt,
@@ -129,6 +129,7 @@ class _Course:
         self._loan, self._observe, self._cancelled = loan, observe, cancelled
         self.curve: list[StepRecord] = []
         self.rollouts: list[Rollout] = []
+        self._judged: Judged | None = None
         self.began = 0.0
 
     def seed_of(self, step: int) -> int:
@@ -152,32 +153,24 @@ class _Course:
             for tokens in completions
         ]
         with self._loan.pause():
-            group, self._answer, self._share = judge(self._model, self._task, rows, step)
-        self._group = group
-        return [rollout.reward for rollout in group]
+            self._judged = judge(self._model, self._task, rows, step)
+        return [rollout.reward for rollout in self._judged.rollouts]
 
     def stepped(self, logs: dict[str, float], prompt_VE: torch.Tensor, seconds_rollout: float) -> None:
         """One optimizer step is done: keep its record, then let answers in and see whether to go on."""
-        step, loss, norm = len(self.curve), logs["loss"], logs["grad_norm"]
-        if not (torch.isfinite(prompt_VE).all() and math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(f"step {step + 1}: loss {loss}, gradient norm {norm}: lower the learning rate")
-        valid = [rollout.reward for rollout in self._group if rollout.reward is not None]
-        record = StepRecord(
-            step=step,
-            majority_answer=self._answer,
-            vote_share=self._share,
-            reward_mean=sum(valid) / len(valid),
+        assert self._judged is not None  # rewards come before the step
+        loss, norm = logs["loss"], logs["grad_norm"]
+        refuse_diverged(prompt_VE, loss, norm, len(self.curve))
+        record = self._judged.record(
             loss=loss,
             kl=logs.get("kl") or 0.0,
             grad_norm=norm,
             clip_fraction=logs["clip_ratio/region_mean"],
-            tokens=sum(rollout.tokens for rollout in self._group),
-            finished_share=sum(rollout.finished for rollout in self._group) / len(self._group),
             seconds_rollout=seconds_rollout,
             seconds_update=time.perf_counter() - self.began - seconds_rollout,
         )
         self.curve.append(record)
-        self.rollouts.extend(self._group)
+        self.rollouts.extend(self._judged.rollouts)
         with self._loan.pause():
             self._observe("train.step", asdict(record))
             if len(self.curve) < self._recipe.steps:

@@ -29,7 +29,7 @@ class Pull:
 
     loss: float = 0.0
     kl: float = 0.0
-    clipped: float = 0.0
+    clip_fraction: float = 0.0
 
 
 def backward(

@@ -64,7 +64,7 @@ def test_a_step_has_the_gradient_of_the_slow_reference(
     exactness = 1e-10 if network.model.config.model_type == "gpt2" else 1e-5
     assert float((prompt_VE.grad - expected_grad).norm() / expected_grad.norm()) < exactness
     assert pull.loss == pytest.approx(float(expected.detach()), rel=exactness, abs=1e-9)
-    assert pull.clipped == 0.0
+    assert pull.clip_fraction == 0.0
     assert (pull.kl > 0) == (beta > 0)
 
 
