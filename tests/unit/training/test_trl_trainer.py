@@ -230,7 +230,7 @@ def test_a_reward_that_fails_is_recorded_and_pulls_nowhere(model: LocalModel) ->
 def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(tmp_path: Path) -> None:
     model = open_model(tmp_path, architecture="gpt2")
     before = describe(model)
-    with pytest.raises(TrainingError, match="step 2: .*lower the learning rate") as failed:
+    with pytest.raises(TrainingError, match=r"step 2: .*lower the learning rate") as failed:
         TrlTrainer(model, get_task("text")).train(
             QUESTION, recipe=replace(RECIPE, steps=3, learning_rate=1e30, beta=0.1), seed=0
         )
