@@ -5,6 +5,7 @@ The only room that imports transformers. Knows nothing of memories' records, sto
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from elm_agent.models.engine import LocalModel
+
+logger = logging.getLogger(__name__)
 
 
 def spin_briefly() -> None:
@@ -70,7 +73,7 @@ def load(
         progress=progress,
     )
     use_skinny_linears(loaded.model)
-    return LocalModel(
+    model = LocalModel(
         loaded.model,
         loaded.tokenizer,
         loaded.fingerprint,
@@ -79,3 +82,6 @@ def load(
         kv_heads=kv_heads,
         ignore_end=ignore_end,
     )
+    if model.network.why_slow is not None:
+        logger.warning("model %r is run as it is, correct but slower: %s", name, model.network.why_slow)
+    return model

@@ -26,6 +26,8 @@ class Row:
     seed: int = 0
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # nats, at temperature 1
+    # Where something other than this exact network drew them: nats, at the row's temperature; else empty.
+    sampler_logprobs: list[float] = field(default_factory=list)
     certainties: list[float] = field(default_factory=list)  # nats
     finished: bool = False  # the last token is an end token
     dropped: bool = False  # nobody wants it any more: it leaves at the next step

@@ -5,6 +5,7 @@ Knows the network, the tokenizer and the lease; knows nothing of memories' recor
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -13,7 +14,7 @@ from contextlib import AbstractContextManager
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from elm_agent.errors import InputError, JobCancelled, ModelMismatch
+from elm_agent.errors import InputError, JobCancelled, ModelError, ModelMismatch
 from elm_agent.models import keys
 from elm_agent.models.decoding import Row
 from elm_agent.models.lease import ModelLease
@@ -198,6 +199,11 @@ class LocalModel:
         return torch.cat([prompt_VE, text_TE])
 
     def _generation(self, row: Row, seconds: float) -> Generation:
+        if not all(map(math.isfinite, row.logprobs)):
+            raise ModelError(
+                "the model's logits are not finite (NaN or infinity), so its answer means nothing: "
+                "load it with `dtype` float32, or retire the memory that was used"
+            )
         return Generation(
             text=self.decode_text(row.tokens),
             token_ids=tuple(row.tokens),

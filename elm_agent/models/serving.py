@@ -243,7 +243,10 @@ class Serving:
             return CancelledError()
         if isinstance(flight.source, Start):
             return flight.row
-        return self._finish(flight.row, time.perf_counter() - flight.started)
+        try:
+            return self._finish(flight.row, time.perf_counter() - flight.started)
+        except ModelError as error:  # the row's own fault: drawn again it would end the same way
+            return error
 
 
 def _taken(waiting: deque[_Flight], most: int) -> list[_Flight]:

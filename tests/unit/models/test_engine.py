@@ -116,6 +116,17 @@ def test_a_batch_that_fails_gives_its_memory_back_before_its_rows_run_alone(mode
     assert len(held) == 3
 
 
+def test_logits_that_are_not_finite_cost_the_row_and_nobody_else(model: LocalModel) -> None:
+    alone = model.generate([request(model)])[0]
+    sizes, inner = count_batches(model), model._serving._embed
+    model._serving._embed = lambda item: inner(item) * (float("nan") if item.seed == 13 else 1.0)
+    bad, good = model.submit(request(model, seed=13)), model.submit(request(model))
+    assert good.result(timeout=300).token_ids == alone.token_ids
+    with pytest.raises(ModelError, match="not finite"):
+        bad.result(timeout=300)
+    assert sizes == [2], "nothing is drawn twice"
+
+
 def test_nothing_that_a_row_raises_ends_the_engine(model: LocalModel) -> None:
     inner = model._serving._embed
 

@@ -50,6 +50,18 @@ def test_importing_the_loader_leaves_the_public_function() -> None:
     assert callable(models.load)
 
 
+def test_a_family_that_is_only_known_to_transformers_says_so_once(
+    folder: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = write_tiny_model(tmp_path / "gpt2", architecture="gpt2")
+    for name in (folder, other):
+        models.load(str(name), cache_dir=cache, offline=True, device="cpu").close()
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"model {str(other)!r} is run as it is, correct but slower: its architecture 'gpt2' is not"
+    )
+
+
 def test_loading_says_nothing(folder: Path, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
     load(folder, cache)
     assert capfd.readouterr() == ("", "")
