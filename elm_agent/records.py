@@ -302,6 +302,9 @@ class MemoryKeys:
 
 # --- stored records -----------------------------------------------------------------------------------------
 
+    # What tokens were worth that another sampler than the policy itself drew, before they were truncated; else None.
+    ratio_mean: float | None = None
+    ratio_max: float | None = None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRecord:

@@ -35,7 +35,7 @@ def refuse_too_long(recipe: Recipe, model: LocalModel, prompt_length: int) -> No
 def refuse_unsound(rows: Sequence[Row], step: int) -> None:
     """Raise ``TrainingError`` for tokens drawn from logits that are not finite: votes on them mean nothing."""
     for index, row in enumerate(rows):
-        for token, logprob in enumerate(row.logprobs):
+        for token, logprob in [*enumerate(row.logprobs), *enumerate(row.sampler_logprobs)]:
             if not math.isfinite(logprob):
                 raise TrainingError(
                     f"step {step + 1}: the model's logits are not finite at token {token + 1} of rollout {index + 1} "

@@ -37,6 +37,8 @@ class Judged:
         clip_fraction: float,
         seconds_rollout: float,
         seconds_update: float,
+        ratio_mean: float | None = None,
+        ratio_max: float | None = None,
     ) -> StepRecord:
         """What is kept of the step that learned from this group."""
         rewards = [rollout.reward for rollout in self.rollouts if rollout.reward is not None]
@@ -53,6 +55,8 @@ class Judged:
             finished_share=sum(rollout.finished for rollout in self.rollouts) / len(self.rollouts),
             seconds_rollout=seconds_rollout,
             seconds_update=seconds_update,
+            ratio_mean=ratio_mean,
+            ratio_max=ratio_max,
         )
 
 

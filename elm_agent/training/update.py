@@ -7,9 +7,10 @@ gradient on them; only then does it go on to the memory. The sum is the same how
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from elm_agent.models.decoding import Row
 from elm_agent.models.network import Network, Prefix
@@ -25,11 +26,17 @@ PartLoss = Callable[[list[int], torch.Tensor, torch.Tensor, torch.Tensor], torch
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """What one update was made of: the loss, mean KL per token in nats, and the share of tokens that were clipped."""
+    """What one update was made of: the loss, mean KL per token in nats, and the share of tokens that were clipped.
+
+    ``ratio_mean``, ``ratio_max``: of the tokens' importance ratios, before they are truncated; None where the policy
+    itself drew the tokens. From a sound sampler the mean is near 1.
+    """
 
     loss: float = 0.0
     kl: float = 0.0
     clip_fraction: float = 0.0
+    ratio_mean: float | None = None
+    ratio_max: float | None = None
 
 
 def backward(
@@ -43,17 +50,27 @@ def backward(
     *,
     token_budget: int = TOKEN_BUDGET,
 ) -> Pull:
-    """Put the gradient of the policy's loss on the memory. ``prefix``: one row, the prompt without ``last_id``."""
+    """Put the gradient of the policy's loss on the memory. ``prefix``: one row, the prompt without ``last_id``.
+
+    Where rows say with which probabilities another sampler drew them, each token's objective has its truncated
+    importance ratio as a weight; the KL term has none, as in TRL.
+    """
     if reference is None and not bool(advantages_G.any()):
         return Pull()  # every term is exactly zero, and so is the gradient
-    kl = clipped = 0.0
+    kl = clipped = ratios = largest = 0.0
+    corrected = any(row.sampler_logprobs for row in rows)
 
     def part_loss(
         part: list[int], tokens_BT: torch.Tensor, mask_BT: torch.Tensor, logprobs_BT: torch.Tensor
     ) -> torch.Tensor:
-        nonlocal kl, clipped
+        nonlocal kl, clipped, ratios, largest
         old_BT = logprobs_BT.detach()  # one update per group: the sampling policy is the current one
         objective_BT = numerics.clipped_objective(logprobs_BT, old_BT, advantages_G[part], recipe.clip_eps)
+        if corrected:
+            sampler_BT = _padded([rows[index].sampler_logprobs for index in part]).to(logprobs_BT)
+            ratios_BT = numerics.importance_ratios(logprobs_BT, sampler_BT) * mask_BT
+            objective_BT = objective_BT * ratios_BT.clamp(max=numerics.RATIO_CAP)
+            ratios, largest = ratios + float(ratios_BT.sum()), max(largest, float(ratios_BT.max()))
         kl_BT = None
         if reference is not None:
             with torch.no_grad():
@@ -69,7 +86,8 @@ def backward(
 
     loss = _gather(network, prefix, last_id, rows, recipe.temperature, part_loss, token_budget)
     tokens = sum(len(row.tokens) for row in rows)
-    return Pull(loss, kl / tokens, clipped / tokens)
+    pull = Pull(loss, kl / tokens, clipped / tokens)
+    return replace(pull, ratio_mean=ratios / tokens, ratio_max=largest) if corrected else pull
 
 
 def imitate(
@@ -140,3 +158,8 @@ def completions(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[to
     tokens_BT = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows], device=device)
     lengths_B = torch.tensor([len(row) for row in rows], device=device)
     return tokens_BT, torch.arange(longest, device=device)[None, :] < lengths_B[:, None]
+
+
+def _padded(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """Numbers padded on the right with 0: float64 (B, T)."""
+    return pad_sequence([torch.tensor(row, dtype=torch.float64) for row in rows], batch_first=True)

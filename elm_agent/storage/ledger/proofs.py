@@ -17,6 +17,7 @@ from elm_agent.records import Episode, Rollout, StepRecord
 from elm_agent.storage.sql.schema import storable
 
 PREFIX = "record "
+_YOUNGER = frozenset({"ratio_mean", "ratio_max"})  # than the first proofs: where None, they are left out
 
 
 def record_proof(
@@ -55,4 +56,5 @@ def horizon(valid_until: datetime | None) -> str | None:
 
 
 def _flat(record: StepRecord | Rollout) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__slots__}
+    values = {name: getattr(record, name) for name in record.__slots__}
+    return {name: value for name, value in values.items() if value is not None or name not in _YOUNGER}

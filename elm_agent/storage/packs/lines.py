@@ -109,6 +109,8 @@ class StepLine(_Strict):
 
 
 class RolloutLine(_Strict):
+    ratio_mean: NotNegative | None = None  # packs of before do not say
+    ratio_max: NotNegative | None = None
     """``Rollout``: one sampled completion."""
 
     step: Small

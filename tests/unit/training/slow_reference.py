@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,25 @@ def slow_loss(
     completions: list[list[int]],
     rewards: list[float],
     recipe: Recipe,
+    sampler: list[list[float]] | None = None,
 ) -> torch.Tensor:
-    """The step's loss the obvious way, completion by completion and token by token."""
+    """The step's loss the obvious way, completion by completion and token by token.
+
+    ``sampler``: the log-probabilities with which each token was drawn, where another sampler drew them.
+    """
     mean = sum(rewards) / len(rewards)
     total = torch.zeros((), dtype=torch.float64)
-    for completion, reward in zip(completions, rewards, strict=True):
+    for index, (completion, reward) in enumerate(zip(completions, rewards, strict=True)):
         policy = slow_logprobs(model, [prompt_VE], prompt_ids, completion, recipe.temperature)
         with torch.no_grad():
             start = [] if recipe.kl_reference == "base" else [initial_VE]
             reference = slow_logprobs(model, start, prompt_ids, completion, recipe.temperature)
-        for new, ref in zip(policy, reference, strict=True):
+        for place, (new, ref) in enumerate(zip(policy, reference, strict=True)):
             ratio = (new - new.detach()).exp()
             advantage = reward - mean
             gain = torch.minimum(ratio * advantage, ratio.clamp(1 - recipe.clip_eps, 1 + recipe.clip_eps) * advantage)
+            if sampler is not None:
+                gain = gain * min(math.exp(float(new.detach()) - sampler[index][place]), 2.0)
             k3 = (ref - new).exp() - (ref - new) - 1
             total = total - gain + recipe.beta * k3
     return total / (len(completions) * recipe.max_new_tokens)

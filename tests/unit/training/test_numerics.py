@@ -51,6 +51,19 @@ def test_clip_fraction_counts_real_tokens_outside_the_range() -> None:
     assert numerics.clip_fraction(new_GT, old_GT, mask_GT, 0.2) == pytest.approx(2 / 3)
 
 
+def test_a_tokens_weight_is_what_the_policy_gives_it_over_what_the_sampler_gave() -> None:
+    policy = torch.log(torch.tensor([[0.5, 0.5, 0.9]], dtype=torch.float64)).requires_grad_(True)
+    sampler = torch.log(torch.tensor([[0.25, 0.8, 0.3]], dtype=torch.float64))
+    ratios = numerics.importance_ratios(policy, sampler)
+    torch.testing.assert_close(ratios, torch.tensor([[2.0, 0.625, 3.0]], dtype=torch.float64))
+    assert not ratios.requires_grad
+
+
+def test_a_token_weighs_exactly_one_where_sampler_and_policy_agree() -> None:
+    logprobs = torch.tensor([[-0.1, -3.3333333, 0.0, -87.0]])
+    assert numerics.importance_ratios(logprobs, logprobs.clone()).tolist() == [[1.0] * 4]
+
+
 def test_k3_is_zero_at_equality_and_positive_elsewhere() -> None:
     policy = torch.log(torch.tensor([[0.5, 0.5, 0.25]], dtype=torch.float64))
     reference = torch.log(torch.tensor([[0.5, 0.25, 0.5]], dtype=torch.float64))
