@@ -286,6 +286,9 @@ class StepRecord:
     finished_share: float
     seconds_rollout: float
     seconds_update: float
+    # What tokens were worth that another sampler than the policy itself drew, before they were truncated; else None.
+    ratio_mean: float | None = None
+    ratio_max: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -302,9 +305,6 @@ class MemoryKeys:
 
 # --- stored records -----------------------------------------------------------------------------------------
 
-    # What tokens were worth that another sampler than the policy itself drew, before they were truncated; else None.
-    ratio_mean: float | None = None
-    ratio_max: float | None = None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRecord:

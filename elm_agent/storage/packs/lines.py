@@ -106,11 +106,11 @@ class StepLine(_Strict):
     finished_share: Share
     seconds_rollout: NotNegative
     seconds_update: NotNegative
+    ratio_mean: NotNegative | None = None  # packs of before do not say
+    ratio_max: NotNegative | None = None
 
 
 class RolloutLine(_Strict):
-    ratio_mean: NotNegative | None = None  # packs of before do not say
-    ratio_max: NotNegative | None = None
     """``Rollout``: one sampled completion."""
 
     step: Small
