@@ -10,6 +10,7 @@ import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from elm_agent.errors import InputError, JobCancelled, ModelError, ModelMismatch
 from elm_agent.models import keys
 from elm_agent.models.decoding import Row
+from elm_agent.models.drawing import Drawer, Drawing
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.network import Network
 from elm_agent.models.serving import Serving, Start, Tokens
@@ -39,6 +41,7 @@ class LocalModel:
         join_window: seconds that the first request of a batch waits for company.
         kv_heads: pool attention heads in kv keys ("mean", the paper) or keep them ("keep").
         ignore_end: no token ends a row, each runs to its limit: for measurements that must draw the same number.
+        drawer: has another engine draw the tokens; None: the model does. All else comes from the model.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class LocalModel:
         join_window: float = 0.004,
         kv_heads: str = "mean",
         ignore_end: bool = False,
+        drawer: Drawer | None = None,
     ) -> None:
         self.network = Network(model)
         self.tokenizer = tokenizer
@@ -58,7 +62,7 @@ class LocalModel:
         self._fingerprint = fingerprint
         self._lease = ModelLease()
         self.kv_heads = kv_heads
-        self._serving = Serving(
+        self._serving: Drawing = (drawer or partial(Serving, join_window=join_window))(
             self.network,
             self._lease,
             end_ids=self.end_ids,
@@ -66,7 +70,6 @@ class LocalModel:
             finish=self._generation,
             context_length=self.context_length,
             max_rows=max_batch_rows,
-            join_window=join_window,
         )
 
     @property

@@ -42,10 +42,14 @@ class Reply(Future[Any]):
 
 @dataclass(slots=True, eq=False)
 class Start:
-    """One row already read, with which the rollouts of a group begin. Its logits are those of the first token."""
+    """One row already read, with which the rollouts of a group begin. Its logits are those of the first token.
+
+    ``embeds_TE``: what was read, for an engine that reads it again; None where it is more than embeddings.
+    """
 
     prefix: Prefix
     logits_1V: torch.Tensor
+    embeds_TE: torch.Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)

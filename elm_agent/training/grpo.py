@@ -78,8 +78,9 @@ class GrpoTrainer:
                 # 2a. G completions from the current memory; or the one that is imitated.
                 tick = time.perf_counter()
                 with self.model.training():
-                    prefix, _ = network.read([torch.cat([prompt_VE.to(network.dtype), text_TE])])
-                rows = target or self._group(recipe, prefix, last_id, seed, step, cancelled)
+                    embeds_TE = torch.cat([prompt_VE.to(network.dtype), text_TE])
+                    prefix, _ = network.read([embeds_TE])
+                rows = target or self._group(recipe, prefix, embeds_TE, last_id, seed, step, cancelled)
                 refuse_unsound(rows, step)
                 seconds_rollout = time.perf_counter() - tick
                 # 2b. Votes are the rewards: 1 for the most common answer's class, else 0; or the given answer's.
@@ -136,14 +137,21 @@ class GrpoTrainer:
     ) -> list[Row]:
         """The bare model's most likely completion of the question: what is imitated."""
         with self.model.training(), torch.no_grad():
-            start = first_token(self.model.network, self.model.network.read([text_TE])[0], last_id)
+            start = first_token(self.model.network, self.model.network.read([text_TE])[0], last_id, text_TE)
         return self.model.sample(start, [Row(max_new_tokens=recipe.max_new_tokens)], cancelled)
 
     def _group(
-        self, recipe: Recipe, prefix: Prefix, last_id: int, seed: int, step: int, cancelled: Callable[[], bool]
+        self,
+        recipe: Recipe,
+        prefix: Prefix,
+        embeds_TE: torch.Tensor,
+        last_id: int,
+        seed: int,
+        step: int,
+        cancelled: Callable[[], bool],
     ) -> list[Row]:
         with self.model.training():
-            start = first_token(self.model.network, prefix, last_id)
+            start = first_token(self.model.network, prefix, last_id, embeds_TE)
         return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled)
 
 
@@ -154,10 +162,15 @@ def rollout_seed(seed: int, step: int, index: int) -> int:
 
 
 @torch.no_grad()
-def first_token(network: Network, prefix: Prefix, last_id: int) -> Start:
-    """What the group's rollouts begin with: the one row in ``prefix`` and the last prompt token, without gradient."""
+def first_token(network: Network, prefix: Prefix, last_id: int, embeds_TE: torch.Tensor | None = None) -> Start:
+    """What the group's rollouts begin with: the one row in ``prefix`` and the last prompt token, without gradient.
+
+    ``embeds_TE``: all that is in ``prefix``, for an engine that reads by itself.
+    """
     read = prefix.shared(1, detach=True)
-    return Start(read, network.extend(read, torch.tensor([[last_id]], device=network.device))[:, -1])
+    logits_1V = network.extend(read, torch.tensor([[last_id]], device=network.device))[:, -1]
+    whole_TE = None if embeds_TE is None else torch.cat([embeds_TE.detach(), network.embed([last_id])])
+    return Start(read, logits_1V, whole_TE)
 
 
 def sample_group(
