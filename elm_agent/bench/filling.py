@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,8 +155,9 @@ def trained(rng: np.random.Generator, width: int) -> Trained:
     return Trained(prompt=made.prompt, keys=made.keys, curve=made.curve, rollouts=made.rollouts, seed=0, seconds=0.0)
 
 
-def use_of(namespace: str, memory_id: str) -> UseRecord:
-    return UseRecord(
+def use_of(namespace: str, memory_id: str, **other: Any) -> UseRecord:
+    """A use of that memory; ``other``: values of other fields."""
+    usual = UseRecord(
         id=new_id("use"),
         namespace=namespace,
         memory_id=memory_id,
@@ -170,6 +172,7 @@ def use_of(namespace: str, memory_id: str) -> UseRecord:
         outcome=UseOutcome.UNKNOWN,
         created_at=utcnow(),
     )
+    return replace(usual, **other)
 
 
 def skewed(total: int, parts: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kill_child import MODEL, RECIPE
 
+from elm_agent.bench.filling import use_of
 from elm_agent.errors import NotFound
 from elm_agent.protocols import IndexEntry, KeyIndex, TensorStore, Trained
 from elm_agent.records import (
@@ -19,10 +20,8 @@ from elm_agent.records import (
     KeyKind,
     MemoryRecord,
     MemoryState,
-    Route,
     UseOutcome,
     UseRecord,
-    new_id,
     utcnow,
 )
 from elm_agent.storage.adopt import Adopted
@@ -65,21 +64,15 @@ class Asked:
 
 
 def use(namespace: str, memory_id: str, word: str, home: str = "") -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace=namespace,
-        memory_id=memory_id,
+    return use_of(
+        namespace,
+        memory_id,
         memory_namespace=home,
         question=f"{word}?",
-        similarity=0.5,
         key_kind=KIND,
-        route=Route.MEMORY,
-        reason=None,
         answer=word,
         memory_answer=word,
         zero_shot_answer=word,
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
     )
 
 

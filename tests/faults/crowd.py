@@ -19,9 +19,10 @@ from pathlib import Path
 
 from postgres import fresh_database, temporary_cluster
 
+from elm_agent.bench.filling import use_of
 from elm_agent.errors import StoreBusy
 from elm_agent.memory.worker import Worker
-from elm_agent.records import JobState, KeyKind, Recipe, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import JobState, KeyKind, Recipe, UseRecord, utcnow
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger.chain import verify
 from elm_agent.storage.sql.database import Database
@@ -189,21 +190,7 @@ class _Agent:
 
 
 def _use(memory_id: str, question: str, similarity: float) -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace=NAMESPACE,
-        memory_id=memory_id,
-        question=question,
-        similarity=similarity,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer="42",
-        memory_answer="42",
-        zero_shot_answer="41",
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
-    )
+    return use_of(NAMESPACE, memory_id, question=question, similarity=similarity)
 
 
 # --- in the processes of the workers ---------------------------------------------------------------------------

@@ -23,17 +23,15 @@ from typing import Any
 from dying_worker import make_worker
 from forks import forks
 
+from elm_agent.bench.filling import use_of
 from elm_agent.errors import BankMoved
 from elm_agent.protocols import Observer
 from elm_agent.records import (
     KeyKind,
     MemoryState,
     Recipe,
-    Route,
     UseOutcome,
     UseRecord,
-    new_id,
-    utcnow,
 )
 from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
@@ -272,18 +270,4 @@ def _note_use(bank: Bank, memory_id: str, say: Say) -> None:
 
 
 def _use(memory_id: str) -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace=NAMESPACE,
-        memory_id=memory_id,
-        question=f"use of {MARK}",
-        similarity=0.5,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer="1",
-        memory_answer="1",
-        zero_shot_answer="2",
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
-    )
+    return use_of(NAMESPACE, memory_id, question=f"use of {MARK}")

@@ -16,8 +16,9 @@ from postgres import fresh_database, server_binaries
 from servers import pgvector_binaries
 from sqlalchemy import create_engine, make_url, text
 
+from elm_agent.bench.filling import use_of
 from elm_agent.protocols import TensorStore
-from elm_agent.records import KeyKind, MemoryState, Recipe, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import KeyKind, MemoryState, Recipe, Route, UseRecord
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.indexes.exact import ExactIndex
@@ -151,21 +152,16 @@ def learn(bank: Bank, question: str, *, subject: str | None = None, word: str = 
 
 
 def use(memory_id: str, word: str, subject: str | None) -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace=SPACE,
-        memory_id=memory_id,
+    return use_of(
+        SPACE,
+        memory_id,
         subject=subject,
         question=f"{word} asked",
-        similarity=0.5,
-        key_kind=KeyKind.INPUT,
         route=Route.FAILED_MEMORY,
         reason=f"{word} failure",
         answer=f"{word} answer",
         memory_answer=f"{word} memory answer",
         zero_shot_answer=f"{word} zero",
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
     )
 
 

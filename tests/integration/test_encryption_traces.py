@@ -12,9 +12,10 @@ import killed_rotation
 import pytest
 from sqlalchemy import make_url
 
+from elm_agent.bench.filling import use_of
 from elm_agent.errors import VaultLocked
 from elm_agent.memory.worker import Worker
-from elm_agent.records import KeyKind, MemoryState, Recipe, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import MemoryState, Recipe
 from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.softprompt import to_bytes
@@ -63,20 +64,14 @@ def live(bank: Bank, count: int = 3) -> None:
     bank.jobs.enqueue("default", f"{MARK} later", task="math", model_id=MODEL.id, recipe=RECIPE)
     for memory in bank.memories("default"):
         bank.record_use(
-            UseRecord(
-                id=new_id("use"),
-                namespace="default",
-                memory_id=memory.id,
+            use_of(
+                "default",
+                memory.id,
                 question=f"{MARK}?",
-                similarity=0.5,
-                key_kind=KeyKind.INPUT,
-                route=Route.MEMORY,
                 reason=f"{MARK} won",
                 answer=MARK,
                 memory_answer=MARK,
                 zero_shot_answer=MARK,
-                outcome=UseOutcome.UNKNOWN,
-                created_at=utcnow(),
                 subject=f"{MARK} of Ada",
             )
         )

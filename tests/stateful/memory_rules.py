@@ -23,8 +23,9 @@ from bank_model import GOES, NAMES, SHARED, Memory, Use
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition
 
+from elm_agent.bench.filling import use_of
 from elm_agent.errors import InputError, NotFound
-from elm_agent.records import KeyKind, MemoryKeys, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import KeyKind, MemoryKeys, MemoryState, UseOutcome, UseRecord
 from elm_agent.storage.bank import Adopted
 
 _FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
@@ -168,20 +169,9 @@ def _adopted(question: str, seed: int, state: MemoryState) -> Adopted:
 
 
 def _use_record(use: Use) -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace=use.namespace,
-        memory_id=use.memory_id,
+    return use_of(
+        use.namespace,
+        use.memory_id,
         memory_namespace="" if use.home == use.namespace else use.home,
-        question="asked",
-        similarity=0.5,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer="1",
-        memory_answer="1",
-        zero_shot_answer="2",
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
         subject=use.subject,
     )

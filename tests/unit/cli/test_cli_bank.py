@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from cli_calls import Elm, assert_one_sentence, error_of, python
 
+from elm_agent.bench.filling import use_of
 from elm_agent.cli.output import to_json
 from elm_agent.memory.learn import learn
-from elm_agent.records import JobState, KeyKind, MemoryRecord, Recipe, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import JobState, MemoryRecord, Recipe, UseOutcome
 from elm_agent.settings import Settings
 from elm_agent.storage.bank import Bank
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
@@ -49,21 +50,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         observe=lambda *_: None,
         cancelled=lambda: False,
     )
-    use = UseRecord(
-        id=new_id("use"),
-        namespace="default",
-        memory_id=memory.id,
-        question="What is 6 times 8?",
-        similarity=0.875,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer="48",
-        memory_answer="48",
-        zero_shot_answer="42",
-        outcome=UseOutcome.FIXED,
-        created_at=utcnow(),
-    )
+    use = use_of("default", memory.id, question="What is 6 times 8?", similarity=0.875, outcome=UseOutcome.FIXED)
     bank.record_use(use)
     job, _ = bank.jobs.enqueue("default", "another", task="math", model_id=model.id, recipe=recipe)
     yield World(bank, bank.memory("default", memory.id), job.id)

@@ -12,6 +12,7 @@ import torch
 from bank_helpers import MODEL, RECIPE, Learn, learner, seed_of, trained, unit
 from sqlalchemy import event
 
+from elm_agent.bench import filling
 from elm_agent.errors import (
     InputError,
     LeaseLost,
@@ -28,11 +29,8 @@ from elm_agent.records import (
     JobState,
     KeyKind,
     MemoryState,
-    Route,
     UseOutcome,
     UseRecord,
-    new_id,
-    utcnow,
 )
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.queue.jobs import Lease
@@ -47,21 +45,7 @@ def ids(hits: list[Hit]) -> list[str]:
 
 
 def use(memory_id: str, outcome: UseOutcome = UseOutcome.UNKNOWN, *, namespace: str = "default") -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace=namespace,
-        memory_id=memory_id,
-        question="q",
-        similarity=0.5,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer="56",
-        memory_answer="56",
-        zero_shot_answer=None,
-        outcome=outcome,
-        created_at=utcnow(),
-    )
+    return filling.use_of(namespace, memory_id, question="q", answer="56", memory_answer="56", outcome=outcome)
 
 
 def test_a_published_memory_is_the_whole_truth(bank: Bank, learn: Learn) -> None:

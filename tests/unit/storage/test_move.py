@@ -11,17 +11,15 @@ import pytest
 from bank_helpers import MODEL, RECIPE, learner, unit
 from sqlalchemy import text
 
+from elm_agent.bench import filling
 from elm_agent.errors import BankMoved, InputError, ModelMismatch, StorageError
 from elm_agent.records import (
     EventKind,
     KeyKind,
     MemoryState,
     ModelFingerprint,
-    Route,
     UseOutcome,
     UseRecord,
-    new_id,
-    utcnow,
 )
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.health.doctor import examine
@@ -80,21 +78,13 @@ def filled(bank: Bank) -> Bank:
 
 
 def use_of(memory_id: str, home: str = "") -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace="default",
-        memory_id=memory_id,
-        question="What is 6 times 8?",
+    return filling.use_of(
+        "default",
+        memory_id,
+        memory_namespace=home,
         similarity=0.1 + 0.2,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer="48",
-        memory_answer="48",
         zero_shot_answer=None,
         outcome=UseOutcome.FIXED,
-        created_at=utcnow(),
-        memory_namespace=home,
     )
 
 

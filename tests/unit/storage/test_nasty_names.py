@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from bank_helpers import MODEL, RECIPE, Learn, unit
 
+from elm_agent.bench.filling import use_of
 from elm_agent.errors import ElmError
-from elm_agent.records import EventKind, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import EventKind, KeyKind, MemoryState, UseOutcome, UseRecord
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.packs.transfer import export_pack, import_pack
@@ -21,19 +23,8 @@ Call = Callable[[str], object]
 
 
 def use(memory_id: str, **other: str) -> UseRecord:
-    values = {"id": new_id("use"), "namespace": "default", "memory_id": memory_id, "question": "q"} | other
-    return UseRecord(
-        **values,
-        similarity=0.5,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer=None,
-        memory_answer=None,
-        zero_shot_answer=None,
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
-    )
+    nothing = dict.fromkeys(("answer", "memory_answer", "zero_shot_answer"))
+    return replace(use_of("default", memory_id), **nothing, **other)
 
 
 def calls_of(bank: Bank, known: str, folder: Path) -> dict[str, Call]:

@@ -14,8 +14,9 @@ from bank_helpers import MODEL, RECIPE, trained, unit
 from sqlalchemy import event, insert, text
 from sqlalchemy.orm import Session
 
+from elm_agent.bench.filling import use_of
 from elm_agent.errors import BankMoved, InputError, LeaseLost, NotFound, StorageError
-from elm_agent.records import EventKind, Hit, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import EventKind, Hit, KeyKind, MemoryState, UseRecord, utcnow
 from elm_agent.storage import purge
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.indexes.chroma import ChromaIndex
@@ -31,22 +32,15 @@ MARK = "xylophone"  # in every text of what is to go
 
 
 def use(memory_id: str, *, namespace: str = "default", home: str = "", subject: str | None = None) -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace=namespace,
-        memory_id=memory_id,
+    return use_of(
+        namespace,
+        memory_id,
         memory_namespace=home,
         subject=subject,
         question=f"a question of {MARK}",
-        similarity=1.0,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
         answer=MARK,
         memory_answer=MARK,
         zero_shot_answer=None,
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
     )
 
 

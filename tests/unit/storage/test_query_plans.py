@@ -17,9 +17,10 @@ import pytest
 from bank_helpers import MODEL, learner, unit
 from sqlalchemy import event
 
+from elm_agent.bench.filling import use_of
 from elm_agent.memory.eviction import Rules
 from elm_agent.memory.maintain import maintain
-from elm_agent.records import KeyKind, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import KeyKind, UseOutcome
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.tensors.local import LocalTensors
@@ -65,21 +66,7 @@ def reading(whole: re.Pattern[str], file: Path, told: list[tuple[str, Any]]) -> 
 def answer(bank: Bank) -> None:
     (hit,) = bank.nearest("default", KeyKind.INPUT, X, 1)
     bank.prompt("default", hit.memory_id)
-    use = UseRecord(
-        id=new_id("use"),
-        namespace="default",
-        memory_id=hit.memory_id,
-        question="q",
-        similarity=1.0,
-        key_kind=KeyKind.INPUT,
-        route=Route.MEMORY,
-        reason=None,
-        answer="1",
-        memory_answer="1",
-        zero_shot_answer="2",
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
-    )
+    use = use_of("default", hit.memory_id)
     bank.record_use(use)
     bank.settle_use("default", use.id, UseOutcome.FIXED)
 

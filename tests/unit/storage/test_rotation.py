@@ -14,8 +14,9 @@ from bank_helpers import MODEL, RECIPE, learner, unit
 from sqlalchemy import select, update
 from vault_helpers import FIRST, SECOND, encrypted_bank, masters, plain_bank
 
+from elm_agent.bench import filling
 from elm_agent.errors import InputError, StorageError, VaultLocked
-from elm_agent.records import EventKind, KeyKind, MemoryState, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import EventKind, MemoryState, Route, UseRecord
 from elm_agent.storage.bank import Adopted, Bank
 from elm_agent.storage.health.doctor import examine
 from elm_agent.storage.ledger import chain
@@ -58,21 +59,8 @@ def cancel_jobs(bank: Bank) -> None:
 
 
 def use_of(memory_id: str, n: int) -> UseRecord:
-    return UseRecord(
-        id=new_id("use"),
-        namespace="default",
-        memory_id=memory_id,
-        question=f"asked {n}",
-        similarity=0.5,
-        key_kind=KeyKind.INPUT,
-        route=Route.AGREED,
-        reason="both agree",
-        answer="56",
-        memory_answer="56",
-        zero_shot_answer="57",
-        outcome=UseOutcome.UNKNOWN,
-        created_at=utcnow(),
-        subject="ada",
+    return filling.use_of(
+        "default", memory_id, question=f"asked {n}", route=Route.AGREED, reason="both agree", subject="ada"
     )
 
 
