@@ -316,6 +316,10 @@ def check_settings(settings: Settings) -> None:
             f"worker.heartbeat_seconds ({worker.heartbeat_seconds:g}) must be shorter than worker.lease_seconds "
             f"({worker.lease_seconds:g}), or every lease runs out"
         )
+    if settings.engine != "vllm" and settings.vllm.options:
+        raise SettingsError(
+            f"vllm.options is set, but engine is {settings.engine!r}: set it to 'vllm', or leave it out"
+        )
     if settings.ray.min_actors > settings.ray.max_actors:
         raise SettingsError(
             f"ray.min_actors ({settings.ray.min_actors}) is more than ray.max_actors ({settings.ray.max_actors})"
@@ -362,6 +366,9 @@ def _load_model(settings: Settings, opened: ExitStack, progress: Progress | None
         max_batch_rows=settings.max_batch_rows,
         join_window_ms=settings.join_window_ms,
         kv_heads=settings.learning.kv_heads,
+        engine=settings.engine,
+        gpu_memory_utilization=settings.vllm.gpu_memory_utilization,
+        vllm_options=settings.vllm.options,
         progress=progress,
     )
     opened.callback(model.close)

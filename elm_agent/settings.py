@@ -160,6 +160,17 @@ class EvictionSettings(_Section):
     )
 
 
+class VllmSettings(_Section):
+    """vLLM as the engine that draws tokens (``engine = "vllm"``)."""
+
+    gpu_memory_utilization: float = Field(
+        0.4, gt=0, lt=1, description="share of the GPU's memory that vLLM takes; learning needs room beside it"
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of vLLM's engine, such as tensor_parallel_size"
+    )
+
+
 class RaySettings(_Section):
     """Background learning on a Ray cluster."""
 
@@ -198,6 +209,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; None: all cores")
     cache_dir: Path | None = Field(None, description="downloaded models; None: the user cache folder")
     offline: bool = Field(False, description="never use the network, not even for `model`")
+    engine: Literal["native", "vllm"] = Field(
+        "native", description="who draws tokens: this library, or vLLM (`pip install 'elm-agent[vllm]'`)"
+    )
     max_batch_rows: int = Field(64, ge=1, description="most rows that generate together")
     join_window_ms: float = Field(4.0, ge=0, description="how long the first request waits for company")
 
@@ -240,6 +254,7 @@ class Settings(BaseSettings):
     encryption: EncryptionSettings = EncryptionSettings()
     eviction: EvictionSettings = EvictionSettings()
     ray: RaySettings = RaySettings()
+    vllm: VllmSettings = VllmSettings()
 
     @field_validator("*")
     @classmethod

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from elm_agent.models.engine import LocalModel
@@ -41,6 +41,9 @@ def load(
     join_window_ms: float = 4.0,
     kv_heads: str = "mean",
     ignore_end: bool = False,
+    engine: Literal["native", "vllm"] = "native",
+    gpu_memory_utilization: float = 0.4,
+    vllm_options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LocalModel:
     """A ready engine for an embedded name, hub id, local folder or GGUF file.
@@ -49,9 +52,12 @@ def load(
         threads: CPU threads of torch (process-wide); None leaves its default.
         join_window_ms: milliseconds that the first request of a batch waits for company.
         ignore_end: rows run to their limits whatever they draw, for measurements.
+        engine: who draws tokens: this network, or vLLM with the same weights; see ``VllmTokens`` for
+            ``gpu_memory_utilization`` and ``vllm_options``.
         progress: told (bytes done, bytes in all) while something is downloaded.
 
     Raises:
+        SettingsError: vLLM is not installed, or cannot be used so.
         ModelUnavailable: its files are not here and could not be fetched.
     """
     spin_briefly()
@@ -60,7 +66,10 @@ def load(
     from elm_agent.models.engine import LocalModel
     from elm_agent.models.loading import load_pretrained
     from elm_agent.models.skinny import use_skinny_linears
+    from elm_agent.models.vllm_engine import refuse_missing, vllm_drawer
 
+    if engine == "vllm":
+        refuse_missing()  # before anything is fetched
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = load_pretrained(
@@ -73,6 +82,9 @@ def load(
         progress=progress,
     )
     use_skinny_linears(loaded.model)
+    drawer = None
+    if engine == "vllm":
+        drawer = vllm_drawer(loaded.folder, gpu_memory_utilization=gpu_memory_utilization, options=vllm_options or {})
     model = LocalModel(
         loaded.model,
         loaded.tokenizer,
@@ -81,6 +93,7 @@ def load(
         join_window=join_window_ms / 1000,
         kv_heads=kv_heads,
         ignore_end=ignore_end,
+        drawer=drawer,
     )
     if model.network.why_slow is not None:
         logger.warning("model %r is run as it is, correct but slower: %s", name, model.network.why_slow)

@@ -193,6 +193,6 @@ def _started(fixed: Mapping[str, Any], free: Mapping[str, Any]) -> Any:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**fixed, **free))
     except Exception as error:
         raise ModelUnavailable(
-            f"vLLM does not start: {first_line(error)}; its log says more, and `vllm.gpu_memory_utilization` how much "
-            "memory it takes"
+            f"vLLM does not start: {first_line(error)}; its log says more; `vllm.gpu_memory_utilization` is the share "
+            "of memory that it takes"
         ) from error
