@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -173,7 +173,7 @@ def refuse_missing() -> None:
         )
 
 
-def refuse_options(options: Mapping[str, Any], fixed: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def refuse_options(options: Mapping[str, Any], fixed: Mapping[str, Any], known: Container[str]) -> None:
     """Raise ``SettingsError`` for options that are set here, or that vLLM does not know."""
     for name in options:
         if name in fixed:
@@ -193,6 +193,6 @@ def _started(fixed: Mapping[str, Any], free: Mapping[str, Any]) -> Any:
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**fixed, **free))
     except Exception as error:
         raise ModelUnavailable(
-            f"vLLM does not start: {first_line(error)}; its log says more; `vllm.gpu_memory_utilization` is the share "
-            "of memory that it takes"
+            f"vLLM does not start: {first_line(error)}; its log says more, and `vllm.gpu_memory_utilization` is the "
+            "share of memory that it asks for"
         ) from error
