@@ -10,8 +10,8 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Container, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output belongs to the program
 }
-"""What vLLM reads when it is imported; values of the user's stay."""
+"""What vLLM reads when it starts; values of the user's stay."""
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _LARGEST_SEED = 2**63 - 1
@@ -183,16 +183,28 @@ def refuse_options(options: Mapping[str, Any], fixed: Mapping[str, Any], known: 
 
 
 def _started(fixed: Mapping[str, Any], free: Mapping[str, Any]) -> Any:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
+    with _passing_environment({**ENVIRONMENT, **os.environ}):
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
 
-    refuse_options(free, fixed, AsyncEngineArgs.__dataclass_fields__)
+        refuse_options(free, fixed, AsyncEngineArgs.__dataclass_fields__)
+        try:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**fixed, **free))
+        except Exception as error:
+            raise ModelUnavailable(
+                f"vLLM does not start: {first_line(error)}; its log says more, and `vllm.gpu_memory_utilization` is "
+                "the share of memory that it asks for"
+            ) from error
+
+
+@contextmanager
+def _passing_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """The environment that vLLM's processes inherit; afterwards it is what it was: on a CPU vLLM sets LD_PRELOAD."""
+    before = dict(os.environ)
+    os.environ.update(variables)
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**fixed, **free))
-    except Exception as error:
-        raise ModelUnavailable(
-            f"vLLM does not start: {first_line(error)}; its log says more, and `vllm.gpu_memory_utilization` is the "
-            "share of memory that it asks for"
-        ) from error
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
