@@ -184,12 +184,14 @@ def refuse_options(options: Mapping[str, Any], fixed: Mapping[str, Any], known: 
 
 def _started(fixed: Mapping[str, Any], free: Mapping[str, Any]) -> Any:
     with _passing_environment({**ENVIRONMENT, **os.environ}):
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        refuse_options(free, fixed, AsyncEngineArgs.__dataclass_fields__)
         try:
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+
+            refuse_options(free, fixed, AsyncEngineArgs.__dataclass_fields__)
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**fixed, **free))
+        except SettingsError:
+            raise
         except Exception as error:
             raise ModelUnavailable(
                 f"vLLM does not start: {first_line(error)}; its log says more, and `vllm.gpu_memory_utilization` is "
