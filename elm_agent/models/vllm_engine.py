@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import signal
 from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -183,7 +184,7 @@ def refuse_options(options: Mapping[str, Any], fixed: Mapping[str, Any], known: 
 
 
 def _started(fixed: Mapping[str, Any], free: Mapping[str, Any]) -> Any:
-    with _passing_environment({**ENVIRONMENT, **os.environ}):
+    with _passing_environment({**ENVIRONMENT, **os.environ}), _deaf_to_interrupts():
         try:
             from vllm import AsyncEngineArgs
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -197,6 +198,16 @@ def _started(fixed: Mapping[str, Any], free: Mapping[str, Any]) -> Any:
                 f"vLLM does not start: {first_line(error)}; its log says more, and `vllm.gpu_memory_utilization` is "
                 "the share of memory that it asks for"
             ) from error
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started in here do not hear Ctrl-C: this one does, and wants to end its step first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
