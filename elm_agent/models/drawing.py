@@ -21,6 +21,11 @@ from elm_agent.records import Generation
 class Drawing(Protocol):
     """Draws the tokens of answers and rollouts, whoever asks, from any thread. ``Serving`` is one."""
 
+    @property
+    def context_length(self) -> int:
+        """Most positions of a row, prompt and completion; longer ones are not submitted."""
+        ...
+
     def submit(self, request: GenerationRequest, tokens: Tokens | None = None) -> Reply:
         """Queue one answer; its reply is a ``Generation``. Raises ``ModelError`` when closed."""
         ...

@@ -68,7 +68,7 @@ class OutsideDrawing:
         self._end_ids = tuple(end_ids)
         self._embed = embed
         self._finish = finish
-        self._context_length = min(context_length, source.context_length)
+        self.context_length = min(context_length, source.context_length)
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="elm-scores")
         self._closing = threading.Lock()
         self._closed = False
@@ -81,15 +81,12 @@ class OutsideDrawing:
         """See ``Drawing``. Raises ``InputError`` for what this engine cannot read."""
         if not isinstance(request.prefix, SoftPrompt | None):
             raise _no_prompt()
-        positions = len(request.prompt_ids) + (request.prefix.virtual_tokens if request.prefix else 0)
-        self._check(positions)
         return self._launch(self._answer(request, tokens), tokens)
 
     def submit_group(self, start: Start, rows: Sequence[Row]) -> list[Reply]:
         """See ``Drawing``. Raises ``InputError`` for what this engine cannot read."""
         if start.embeds_TE is None:
             raise _no_prompt()
-        self._check(len(start.embeds_TE))
         return [self._launch(self._rollout(start.embeds_TE, row), None) for row in rows]
 
     def close(self) -> None:
@@ -153,7 +150,7 @@ class OutsideDrawing:
             flight.add_done_callback(self._flying.discard)
         drawn = self._source.draw(
             embeds_TE.detach(),
-            max_new_tokens=min(row.max_new_tokens, self._context_length - len(embeds_TE)),
+            max_new_tokens=min(row.max_new_tokens, self.context_length - len(embeds_TE)),
             temperature=row.temperature,
             seed=row.seed,
             end_ids=self._end_ids,
@@ -173,13 +170,6 @@ class OutsideDrawing:
     def _score(self, embeds_TE: torch.Tensor, row: Row) -> None:
         with self._lease.answering():
             row.logprobs, row.certainties = scores(self._network, embeds_TE, row.tokens)
-
-    def _check(self, positions: int) -> None:
-        if positions + 1 > self._context_length:
-            raise InputError(
-                f"the prompt takes {positions} positions, more than the context of {self._context_length} that the "
-                "engine keeps: shorten the question, or give the engine more memory"
-            )
 
 
 @torch.no_grad()

@@ -143,7 +143,7 @@ class VllmTokens:
             ignore_eos=True,  # no other token ends a row
             logprobs=0,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
+            output_kind=RequestOutputKind.DELTA if urgent else RequestOutputKind.FINAL_ONLY,
         )
         name, prompt = f"row-{next(self._numbers)}", embeds_input(embeds_TE.cpu())
         reason = None
