@@ -68,7 +68,7 @@ class LocalModel:
             end_ids=self.end_ids,
             embed=self._row_embeddings,
             finish=self._generation,
-            context_length=self.context_length,
+            context_length=_context_length(model),
             max_rows=max_batch_rows,
         )
 
@@ -78,8 +78,7 @@ class LocalModel:
 
     @property
     def context_length(self) -> int:
-        config = self.network.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 2**31)
+        return self._serving.context_length
 
     # --- text in -----------------------------------------------------------------------------------------
 
@@ -215,6 +214,10 @@ class LocalModel:
             finished=row.finished,
             seconds=seconds,
         )
+
+
+def _context_length(model: PreTrainedModel) -> int:
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -113,6 +113,11 @@ class Serving:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    @property
+    def context_length(self) -> int:
+        """Most positions of a row."""
+        return self._context_length
+
     def submit(self, request: GenerationRequest, tokens: Tokens | None = None) -> Reply:
         """Queue one answer. Raises ``ModelError`` when closed."""
         flight = _Flight(request, Row(max_new_tokens=request.max_new_tokens), tokens)
