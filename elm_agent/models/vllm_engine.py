@@ -157,7 +157,8 @@ class VllmTokens:
         except ValueError as error:
             raise InputError(f"vLLM refuses the row: {first_line(error)}") from error
         except Exception as error:
-            raise ModelError(f"vLLM cannot draw: {first_line(error)}; see its log, and open a new runtime") from error
+            why = first_line(error.__cause__ or error)  # the outer one often says nothing
+            raise ModelError(f"vLLM cannot draw: {why}; see its log, and open a new runtime") from error
         if reason not in ("stop", "length"):
             raise ModelError(f"vLLM ended a row with reason {reason!r}: see its log, and open a new runtime")
 

@@ -218,6 +218,15 @@ def test_an_engine_that_fails_fails_its_rows_alone(tmp_path: Path) -> None:
     assert source.left == 4  # no row is still being drawn
 
 
+def test_what_is_no_prompt_is_refused(tmp_path: Path) -> None:
+    model = open_engine("twin", tmp_path / "model")
+    start = begin(model)
+    start.embeds_TE = None  # as of a memory that is no soft prompt
+    with pytest.raises(InputError, match="engine 'native'"):
+        model.sample(start, [Row(max_new_tokens=2)], lambda: False)
+    model.close()
+
+
 def test_a_row_that_is_given_up_at_once_leaves_no_trace(tmp_path: Path) -> None:
     model = open_engine("twin", tmp_path / "model")
     for _ in range(20):
