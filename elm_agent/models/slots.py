@@ -51,9 +51,13 @@ class Slots:
                     states[slot, :, :used] = states[row, :, :used]
         self.lengths_B = self.lengths_B[list(rows)]
 
-    def grow(self) -> int:
-        """Make room for one more position in every row, and return how many positions the longest row then has."""
-        longest = int(self.lengths_B.max()) + 1
+    def forget(self, counts: Sequence[int]) -> None:
+        """Drop the last so many positions of each row."""
+        self.lengths_B = self.lengths_B - torch.tensor(list(counts), device=self.lengths_B.device)
+
+    def grow(self, more: int = 1) -> int:
+        """Make room for so many more positions in every row, and return how many the longest row then has."""
+        longest = int(self.lengths_B.max()) + more
         self._reserve([(k, v) for k, v in zip(self.keys, self.values, strict=True)], self.rows, longest)
         return longest
 

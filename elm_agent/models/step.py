@@ -1,4 +1,4 @@
-"""One token for every row in flight, for the architectures whose layers are known: the quick way to decode.
+"""One token for every row in flight, or a few, for the architectures whose layers are known: the quick way to decode.
 
 The network's own projections, norms and rotary embedding are called in the order in which its layers call them;
 left out is what transformers does around them at every token: joining caches, building masks, repeating keys for
@@ -7,6 +7,8 @@ grouped queries. Same mathematics, other order of sums. What is not known here i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,11 +43,16 @@ def why_unknown(model: PreTrainedModel) -> str | None:
 
 
 @torch.no_grad()
-def step(model: PreTrainedModel, slots: Slots, tokens_B: torch.Tensor) -> torch.Tensor:
-    """Append one token to every row of ``slots``. Returns logits (B, vocabulary), model dtype."""
-    inner, positions_B = model.model, slots.lengths_B
-    rows_B, length = torch.arange(slots.rows, device=tokens_B.device), slots.grow()
-    hidden_BE = inner.embed_tokens(tokens_B)
+def step(
+    model: PreTrainedModel, slots: Slots, tokens_N: torch.Tensor, counts: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Append one token to every row of ``slots``, or ``counts`` of them to each, which stand row after row.
+
+    Returns logits (N, vocabulary), model dtype.
+    """
+    inner, places = model.model, _places(slots, counts)
+    length = slots.grow(1 if counts is None else max(counts))
+    hidden_NE = inner.embed_tokens(tokens_N)
     everywhere = getattr(model.config, "sliding_window", None) if model.config.model_type == "mistral" else None
     rotations: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
     masks: dict[int | None, torch.Tensor | None] = {}
@@ -54,25 +61,92 @@ def step(model: PreTrainedModel, slots: Slots, tokens_B: torch.Tensor) -> torch.
         kind = getattr(attention, "layer_type", None) if model.config.model_type == "gemma3_text" else None
         window = getattr(attention, "sliding_window", everywhere)
         if kind not in rotations:
-            rotations[kind] = _rotation(inner.rotary_emb, hidden_BE, positions_B, kind)
+            rotations[kind] = _rotation(inner.rotary_emb, hidden_NE, places.positions_N, kind)
         if window not in masks:
-            masks[window] = _mask(positions_B, length, window, hidden_BE.dtype)
-        queries_BHD, keys_BHD, values_BHD = _project(attention, layer.input_layernorm(hidden_BE), rotations[kind])
+            masks[window] = _mask(places.positions_BT, length, window, hidden_NE.dtype)
+        queries_NHD, keys_NHD, values_NHD = _project(attention, layer.input_layernorm(hidden_NE), rotations[kind])
         keys, values = slots.keys[index], slots.values[index]
-        keys[rows_B, :, positions_B] = keys_BHD
-        values[rows_B, :, positions_B] = values_BHD
+        keys[places.rows_N, :, places.positions_N] = keys_NHD
+        values[places.rows_N, :, places.positions_N] = values_NHD
         # The queries that share a key head are its rows: nothing is repeated.
         mixed = scaled_dot_product_attention(
-            queries_BHD.view(slots.rows, keys_BHD.shape[1], -1, keys_BHD.shape[2]),
+            places.grouped(queries_NHD, keys_NHD.shape[1]),
             keys[: slots.rows, :, :length],
             values[: slots.rows, :, :length],
-            attn_mask=masks[window],
+            attn_mask=places.repeated(masks[window], queries_NHD.shape[1] // keys_NHD.shape[1]),
             scale=attention.scaling,
         )
-        hidden_BE = _finish(layer, hidden_BE, attention.o_proj(mixed.flatten(1)))
-    slots.lengths_B = positions_B + 1
-    logits_BV: torch.Tensor = model.lm_head(inner.norm(hidden_BE))
-    return logits_BV
+        hidden_NE = _finish(layer, hidden_NE, attention.o_proj(places.ungrouped(mixed)))
+    slots.lengths_B = slots.lengths_B + (1 if counts is None else places.counts_B)
+    logits_NV: torch.Tensor = model.lm_head(inner.norm(hidden_NE))
+    return logits_NV
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where N tokens of B rows belong, at most T of a row. Attention alone sees them as B x T, padded.
+
+    ``within_N``: which of its row's tokens each is; None where each row has one.
+    """
+
+    rows_N: torch.Tensor
+    positions_N: torch.Tensor
+    positions_BT: torch.Tensor
+    counts_B: torch.Tensor
+    within_N: torch.Tensor | None
+
+    def grouped(self, queries_NHD: torch.Tensor, key_heads: int) -> torch.Tensor:
+        """(B, key heads, queries of a head, D): for each head that shares it the T of a row."""
+        (rows, width), (_, heads, size) = self.positions_BT.shape, queries_NHD.shape
+        if self.within_N is None:
+            return queries_NHD.view(rows, key_heads, -1, size)
+        padded_BTHD = queries_NHD.new_zeros(rows, width, heads, size)
+        padded_BTHD[self.rows_N, self.within_N] = queries_NHD
+        return padded_BTHD.transpose(1, 2).reshape(rows, key_heads, -1, size)
+
+    def ungrouped(self, mixed: torch.Tensor) -> torch.Tensor:
+        """What ``grouped`` queries have found: (N, heads * D)."""
+        if self.within_N is None:
+            return mixed.flatten(1)
+        rows, width = self.positions_BT.shape
+        mixed_BTHD = mixed.reshape(rows, -1, width, mixed.shape[-1]).transpose(1, 2)
+        return mixed_BTHD[self.rows_N, self.within_N].flatten(1)
+
+    def repeated(self, mask: torch.Tensor | None, heads: int) -> torch.Tensor | None:
+        """The mask (B, 1, T, length) for as many query heads as share a key head."""
+        return mask if mask is None or self.within_N is None else mask.repeat(1, 1, heads, 1)
+
+
+def _places(slots: Slots, counts: Sequence[int] | None) -> _Places:
+    lengths_B = slots.lengths_B
+    rows_B = torch.arange(slots.rows, device=lengths_B.device)
+    if counts is None:
+        return _Places(rows_B, lengths_B, lengths_B[:, None], torch.ones_like(lengths_B), None)
+    counts_B = torch.tensor(list(counts), device=lengths_B.device)
+    rows_N = rows_B.repeat_interleave(counts_B)
+    within_N = torch.cat([torch.arange(count, device=lengths_B.device) for count in counts])
+    positions_BT = lengths_B[:, None] + torch.arange(max(counts), device=lengths_B.device)
+    return _Places(rows_N, lengths_B[rows_N] + within_N, positions_BT, counts_B, within_N)
+
+
+@torch.no_grad()
+def unrotated(model: PreTrainedModel, keys_LHVD: torch.Tensor) -> torch.Tensor:
+    """Keys (L, H, V, D) of a known architecture, at positions 0 to V - 1, as they were before their rotation.
+
+    Up to a factor where the rotary embedding scales (yarn).
+    """
+    inner, positions_V = model.model, torch.arange(keys_LHVD.shape[2], device=keys_LHVD.device)
+    plain = []
+    for layer, keys_HVD in zip(inner.layers, keys_LHVD, strict=True):
+        kind = getattr(layer.self_attn, "layer_type", None) if model.config.model_type == "gemma3_text" else None
+        cos_V1D, sin_V1D = _rotation(inner.rotary_emb, keys_HVD, positions_V, kind)
+        plain.append(_rotated(keys_HVD, cos_V1D[:, 0], -sin_V1D[:, 0]))
+    return torch.stack(plain)
+
+
+def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    left, right = states.chunk(2, dim=-1)
+    return states * cos + torch.cat([-right, left], dim=-1) * sin
 
 
 def _rotation(rotary: Any, hidden_BE: torch.Tensor, positions_B: torch.Tensor, kind: str | None) -> Any:
@@ -80,14 +154,14 @@ def _rotation(rotary: Any, hidden_BE: torch.Tensor, positions_B: torch.Tensor, k
     return rotary(*arguments) if kind is None else rotary(*arguments, kind)
 
 
-def _mask(positions_B: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """What each row sees, added to its scores: (B, 1, 1, length); None if everything."""
-    from_end_BL = positions_B[:, None] - torch.arange(length, device=positions_B.device)
-    seen_BL = from_end_BL >= 0 if window is None else (from_end_BL >= 0) & (from_end_BL < window)
-    if bool(seen_BL.all()):
+def _mask(positions_BT: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """What each token sees, added to its scores: (B, 1, T, length); None if everything."""
+    from_end_BTL = positions_BT[..., None] - torch.arange(length, device=positions_BT.device)
+    seen_BTL = from_end_BTL >= 0 if window is None else (from_end_BTL >= 0) & (from_end_BTL < window)
+    if bool(seen_BTL.all()):
         return None
-    hidden_BL = torch.zeros(seen_BL.shape, dtype=dtype, device=seen_BL.device).masked_fill_(~seen_BL, -torch.inf)
-    return hidden_BL[:, None, None]
+    hidden_BTL = torch.zeros(seen_BTL.shape, dtype=dtype, device=seen_BTL.device).masked_fill_(~seen_BTL, -torch.inf)
+    return hidden_BTL[:, None]
 
 
 def _project(
