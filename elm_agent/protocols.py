@@ -28,6 +28,7 @@ from elm_agent.records import (
 )
 
 if TYPE_CHECKING:  # torch enters in softprompt; this module stays light
+    from elm_agent.adapters import Kept, Weights
     from elm_agent.softprompt import SoftPrompt
 
 Message = dict[str, str]
@@ -69,10 +70,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One row to generate. ``prompt_ids`` is the rendered question; ``prefix`` a soft prompt put before it."""
+    """One row to generate. ``prompt_ids`` is the rendered question; ``prefix`` a memory it is read with."""
 
     prompt_ids: tuple[int, ...]
-    prefix: SoftPrompt | None = None
+    prefix: Kept | None = None
     max_new_tokens: int
     temperature: float = 0.0  # 0: greedy
     seed: int = 0  # of the sampling; the same seed gives the same text whatever else is in the batch
@@ -116,9 +117,12 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a trainer returns: the prompt, its keys, and the whole trajectory."""
+    """What a trainer returns: the memory, its keys, and the whole trajectory.
 
-    prompt: SoftPrompt
+    ``prompt``: a soft prompt, or what another parameterisation trains.
+    """
+
+    prompt: Kept | Weights
     keys: MemoryKeys
     curve: tuple[StepRecord, ...]
     rollouts: tuple[Rollout, ...]
@@ -132,12 +136,12 @@ class Trained:
     @property
     def parameters(self) -> int:
         """How many numbers were trained."""
-        return self.prompt.prompt_VE.numel()
+        return sum(tensor.numel() for tensor in self.prompt.tensors.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what was trained, as it is kept: float32."""
-        return self.prompt.prompt_VE.nbytes
+        """Bytes of what was trained, as it is kept: in float32."""
+        return sum(tensor.nbytes for tensor in self.prompt.tensors.values())
 
     @property
     def seconds_per_step(self) -> float:

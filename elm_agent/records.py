@@ -141,6 +141,13 @@ class ModelFingerprint:
         return digest_of([self.weights, self.tokenizer, self.template, self.width])
 
 
+EXACT = {"skip_equal_rewards": False, "stop_when_settled": 0, "rollout_weights": "exact", "rollout_drafts": False}
+"""Each approximation of a recipe, and its value where it is off."""
+
+YOUNGER = frozenset({"trainer", "settled_share", "lora_rank", "lora_alpha", *EXACT})
+"""Fields of a recipe that are younger than the first banks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """How a memory is made (METHOD section 1). Its id is part of a job's idempotency key."""
@@ -164,22 +171,33 @@ class Recipe:
     skip_equal_rewards: bool = False  # approximation: a step whose rewards are all equal changes nothing
     stop_when_settled: int = 0  # approximation: stop after so many steps in a row at ``settled_share``; 0: never
     settled_share: float = 1.0  # the vote share from which a step counts as settled
+    rollout_weights: str = "exact"  # approximation: "int8" draws rollouts with weights of 8 bits, on a CPU
+    rollout_drafts: bool = False  # approximation: tokens guessed from earlier rollouts are read several at a time
+    lora_rank: int = 16  # of each matrix of a `lora` memory
+    lora_alpha: float = 16.0  # a `lora` memory adds alpha / rank times B A
 
     @property
     def id(self) -> str:
         """A digest of every field; one that is younger than the first banks counts when it is not its default."""
-        younger = ("trainer", "skip_equal_rewards", "stop_when_settled", "settled_share")
         values = asdict(self)
         for one in fields(self):
-            if one.name in younger and values[one.name] == one.default:
+            if one.name in YOUNGER and values[one.name] == one.default:
                 del values[one.name]
         return digest_of(values)
 
     @property
     def approximations(self) -> tuple[str, ...]:
         """Where it leaves the algorithm of the paper to save time; empty: the mathematics is exact."""
-        switched_on = {"skip_equal_rewards": self.skip_equal_rewards, "stop_when_settled": self.stop_when_settled > 0}
-        return tuple(name for name, on in switched_on.items() if on)
+        return tuple(name for name, off in EXACT.items() if getattr(self, name) != off)
+
+    @property
+    def positions(self) -> int:
+        """How many positions the memory takes before the question."""
+        return self.virtual_tokens if self.parameterisation in ("soft_prompt", "prefix") else 0
+
+    @property
+    def lora_scale(self) -> float:
+        return self.lora_alpha / self.lora_rank
 
     @property
     def offline(self) -> bool:
@@ -189,19 +207,20 @@ class Recipe:
     @property
     def contradiction(self) -> str | None:
         """Which of its values make no sense together, in one sentence; None when all do."""
-        without_group = {
-            "beta": self.beta,
-            "min_vote_share": self.min_vote_share,
-            "skip_equal_rewards": self.skip_equal_rewards,
-            "stop_when_settled": self.stop_when_settled,
-        }
         if self.objective == "sft_greedy":
-            for name, value in without_group.items():
-                if value:
+            for name, off in {"beta": 0.0, "min_vote_share": 0.0, **EXACT}.items():
+                if (value := getattr(self, name)) != off:
                     return (
                         f"objective 'sft_greedy' has one completion, no votes and no KL term; {name} is {value!r}: "
                         "leave it out"
                     )
+        if self.rollout_weights not in ("exact", "int8"):
+            return f"rollout_weights is {self.rollout_weights!r}: expected 'exact' or 'int8'"
+        if self.rollout_weights == "int8" and self.parameterisation not in ("soft_prompt", "prefix"):
+            return (
+                f"rollout_weights 'int8' has its own copy of the layers that a memory of parameterisation "
+                f"{self.parameterisation!r} changes: use rollout_weights 'exact'"
+            )
         return None
 
 

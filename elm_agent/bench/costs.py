@@ -119,10 +119,10 @@ def _opening(make: Callable[[], Bank], rng: np.random.Generator, repeats: int, *
 
 def sizes() -> Iterator[tuple[str, float]]:
     """Bytes of one memory outside SQL."""
-    from elm_agent.softprompt import to_bytes
+    from elm_agent.adapters import to_bytes
 
     [made] = filling.made_up(np.random.default_rng(0), 1, WIDTH)
-    data = len(to_bytes(made.prompt.prompt_VE))
+    data = len(to_bytes(made.prompt))
     yield f"bytes of a tensor of {filling.VIRTUAL_TOKENS} x {WIDTH}, made up here", data
     yield (
         f"bytes of a tensor of 20 x {WIDTH}, as learned by default",

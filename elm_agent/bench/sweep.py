@@ -75,6 +75,7 @@ def sweep(model: LocalModel, task: Task, grid: list[Recipe], *, count: int) -> I
     trainer = GrpoTrainer(model, task)
     for recipe, question in itertools.product(grid, LEARNED_FROM):
         trained = trainer.train(question, recipe=recipe, seed=1)
+        assert isinstance(trained.prompt, SoftPrompt)
         yield {
             "memory": question,
             "temperature": recipe.temperature,

@@ -16,7 +16,7 @@ from elm_agent.protocols import GenerationRequest, LanguageModel, Task, Verifier
 from elm_agent.records import Candidate, Generation, Route
 
 if TYPE_CHECKING:
-    from elm_agent.softprompt import SoftPrompt
+    from elm_agent.adapters import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def check_subject(subject: object) -> str | None:
 
 
 def ask(
-    question: str, *, model: LanguageModel, task: Task, max_new_tokens: int, prefix: SoftPrompt | None = None
+    question: str, *, model: LanguageModel, task: Task, max_new_tokens: int, prefix: Kept | None = None
 ) -> Future[Generation]:
-    """Queue the greedy row of a question, with a memory before it when ``prefix`` is given.
+    """Queue the greedy row of a question, with a memory when ``prefix`` is given.
 
     Rows that are asked together run in one batch. Raises ``InputError`` when the row does not fit the model.
     """

@@ -12,7 +12,7 @@ from elm_agent.protocols import LanguageModel
 from elm_agent.records import KeyKind
 
 if TYPE_CHECKING:
-    from elm_agent.softprompt import SoftPrompt
+    from elm_agent.adapters import Kept
     from elm_agent.storage.bank import Bank
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ class Recall:
     memory_id: str | None = None
     namespace: str | None = None  # where the memory lives: one's own, or a shared one
     similarity: float | None = None  # cosine
-    prompt: SoftPrompt | None = None
+    prompt: Kept | None = None
     reason: str | None = None
     failed: bool = False  # a memory should have been there, but could not be read
 

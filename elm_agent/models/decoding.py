@@ -1,20 +1,29 @@
 """Drawing tokens: rows in flight, who draw a token each at every step, and the pure functions this is made of.
 
 Knows nothing of text. A row's random numbers come from its own seed, so that a row draws the same tokens
-whatever else is in the batch (up to rounding of the logits).
+whatever else is in the batch (up to rounding of the logits), and whatever was guessed about it: a guess is read
+ahead, and counts if the row then draws it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 import torch
 
+from elm_agent.errors import ModelError
+from elm_agent.models.drafting import Drafts
+from elm_agent.models.head import token_logprobs
+from elm_agent.models.lowrank import Adapter
 from elm_agent.models.network import Network, Prefix, wide
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import step
+
+_GUESSES = 3  # tokens of a row that are read ahead at most
+_POSITIONS = 32  # of all rows, guesses among them: beyond, each costs as much as the ones before
 
 
 @dataclass(slots=True)
@@ -24,6 +33,7 @@ class Row:
     max_new_tokens: int
     temperature: float = 0.0  # 0: greedy
     seed: int = 0
+    drafts: Drafts | None = None  # guesses at what it draws
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # nats, at temperature 1
     # Where something other than this exact network drew them: nats, at the row's temperature; else empty.
@@ -71,6 +81,7 @@ def token_scores(logits_BV: torch.Tensor, tokens_B: torch.Tensor) -> tuple[torch
 class Decoder:
     """Rows in flight. They join with what they have read, draw a token at every step, and leave when they are done.
 
+    A row with drafts draws more in a step when they are right.
     Where the network's layers are known, rows have slots in one key-value store, and others may join at any step.
     Elsewhere transformers keeps the batch, so a batch has to be done before the next one begins: see ``open``.
     """
@@ -79,8 +90,10 @@ class Decoder:
         self._network = network
         self._ends = frozenset(end_ids)
         self._flight: _Slotted | _Batched = _Slotted(network) if network.why_slow is None else _Batched(network)
-        self._logits_BV: torch.Tensor | None = None
         self._uniforms: list[np.ndarray | None] = []
+        self._logits_NV: torch.Tensor | None = None  # after each token that was read last
+        self._at: list[int] = []  # for each row, where among them those of its next token are
+        self._guesses: list[list[int]] = []  # for each row, tokens that were read after its last one
         self.rows: list[Row] = []
 
     @property
@@ -91,7 +104,10 @@ class Decoder:
     def join(self, prefix: Prefix, logits_BV: torch.Tensor, rows: Sequence[Row]) -> None:
         """Take on B rows that ``prefix`` holds (it is consumed); ``logits_BV`` are those of their first tokens."""
         self._flight.join(prefix)
-        self._logits_BV = logits_BV if self._logits_BV is None else torch.cat([self._logits_BV, logits_BV])
+        first = 0 if self._logits_NV is None else self._logits_NV.shape[0]
+        self._logits_NV = logits_BV if self._logits_NV is None else torch.cat([self._logits_NV, logits_BV])
+        self._at += range(first, first + len(rows))
+        self._guesses += [[] for _ in rows]
         self._uniforms += [row.uniforms() if row.temperature > 0 else None for row in rows]
         self.rows += rows
 
@@ -99,30 +115,63 @@ class Decoder:
     def step(self) -> None:
         """Draw a token for every row in flight; rows that are done leave."""
         self._leave()
-        if self._logits_BV is None:
-            return
-        self._draw(self._logits_BV)
+        drawing = list(range(len(self.rows)))
+        while drawing:
+            self._draw(drawing)
+            drawing = [index for index in drawing if self._guessed_right(index)]
         self._leave()
         if self.rows:
-            tokens_B = torch.tensor([row.tokens[-1] for row in self.rows], device=self._network.device)
-            self._logits_BV = self._flight.step(tokens_B)
+            self._read()
 
-    def _draw(self, logits_BV: torch.Tensor) -> None:
-        drawn = [len(row.tokens) for row in self.rows]
+    def _draw(self, drawing: list[int]) -> None:
+        """Draw a token for these rows from the logits at hand."""
+        assert self._logits_NV is not None
+        at, rows = [self._at[index] for index in drawing], [self.rows[index] for index in drawing]
+        logits_BV = self._logits_NV if at == list(range(self._logits_NV.shape[0])) else self._logits_NV[at]
+        uniforms = [self._uniforms[index] for index in drawing]
         uniforms_B = torch.tensor(
-            [0.0 if u is None else float(u[n]) for u, n in zip(self._uniforms, drawn, strict=True)],
+            [0.0 if u is None else float(u[len(row.tokens)]) for u, row in zip(uniforms, rows, strict=True)],
             dtype=torch.float64,
             device=logits_BV.device,
         )
-        temperatures_B = torch.tensor([row.temperature for row in self.rows], device=logits_BV.device)
+        temperatures_B = torch.tensor([row.temperature for row in rows], device=logits_BV.device)
         tokens_B = pick_tokens(logits_BV, temperatures_B, uniforms_B)
         logprobs_B, certainties_B = token_scores(logits_BV, tokens_B)
-        columns = zip(self.rows, tokens_B.tolist(), logprobs_B.tolist(), certainties_B.tolist(), strict=True)
+        columns = zip(rows, tokens_B.tolist(), logprobs_B.tolist(), certainties_B.tolist(), strict=True)
         for row, token, logprob, certainty in columns:
             row.tokens.append(token)
             row.logprobs.append(logprob)
             row.certainties.append(certainty)
             row.finished = token in self._ends
+        if not self._network.exact:
+            sampler_B = token_logprobs(logits_BV / temperatures_B[:, None], tokens_B, 1.0)
+            for row, logprob in zip(rows, sampler_B.tolist(), strict=True):
+                row.sampler_logprobs.append(logprob)
+
+    def _guessed_right(self, index: int) -> bool:
+        """Whether the row goes on and has drawn the next of its guesses: then the logits after it are at hand."""
+        row, guess = self.rows[index], self._guesses[index]
+        if not (guess and row.going and guess[0] == row.tokens[-1]):
+            return False
+        del guess[0]
+        self._at[index] += 1
+        return True
+
+    def _read(self) -> None:
+        """Read the token that each row drew last, and new guesses, in place of the old ones that it did not draw."""
+        wrong = [len(guess) for guess in self._guesses]
+        self._guesses = self._new_guesses()
+        pieces = [[row.tokens[-1], *guess] for row, guess in zip(self.rows, self._guesses, strict=True)]
+        self._logits_NV = self._flight.step(pieces, wrong)
+        self._at = [end - len(piece) for piece, end in zip(pieces, accumulate(map(len, pieces)), strict=True)]
+
+    def _new_guesses(self) -> list[list[int]]:
+        drafting = sum(row.drafts is not None for row in self.rows)
+        most = min(_GUESSES, (_POSITIONS - len(self.rows)) // drafting) if drafting else 0
+        return [
+            row.drafts.propose(row.tokens, min(most, row.max_new_tokens - len(row.tokens) - 1)) if row.drafts else []
+            for row in self.rows
+        ]
 
     def _leave(self) -> None:
         """Let go of rows that are done."""
@@ -130,26 +179,39 @@ class Decoder:
         if len(kept) < len(self.rows):
             self.rows = [self.rows[index] for index in kept]
             self._uniforms = [self._uniforms[index] for index in kept]
+            self._at = [self._at[index] for index in kept]
+            self._guesses = [self._guesses[index] for index in kept]
             self._flight.keep(kept)
-            if self._logits_BV is not None:
-                self._logits_BV = self._logits_BV[kept] if kept else None
+            if not kept:
+                self._logits_NV = None
 
 
 class _Slotted:
     """Rows in slots of one store."""
 
     def __init__(self, network: Network) -> None:
-        self._model = network.model
+        self._network = network
         self._slots = Slots()
+        self._adapters: list[Adapter | None] = []
 
     def join(self, prefix: Prefix) -> None:
         self._slots.add(prefix.states(), prefix.mask_BL)
+        self._adapters += prefix.adapters_B
 
     def keep(self, rows: list[int]) -> None:
         self._slots.keep(rows)
+        self._adapters = [self._adapters[row] for row in rows]
 
-    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
-        return wide(step(self._model, self._slots, tokens_B))
+    def step(self, pieces: Sequence[Sequence[int]], wrong: Sequence[int]) -> torch.Tensor:
+        """Forget the last ``wrong`` tokens of each row, then read a piece of each: logits (N, V) after each token."""
+        if any(wrong):
+            self._slots.forget(wrong)
+        counts = [len(piece) for piece in pieces]
+        tokens_N = torch.tensor([token for piece in pieces for token in piece], device=self._network.device)
+        adapters = [adapter for adapter, count in zip(self._adapters, counts, strict=True) for _ in range(count)]
+        with self._network.beside(adapters):
+            several = counts if max(counts) > 1 else None
+            return wide(step(self._network.model, self._slots, tokens_N, several))
 
 
 class _Batched:
@@ -170,9 +232,12 @@ class _Batched:
         else:
             self._prefix = None
 
-    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
+    def step(self, pieces: Sequence[Sequence[int]], wrong: Sequence[int]) -> torch.Tensor:
         assert self._prefix is not None
-        return self._network.extend(self._prefix, tokens_B[:, None])[:, -1]
+        if any(wrong) or max(map(len, pieces)) > 1:
+            why = self._network.why_slow
+            raise ModelError(f"drafts: {why}, so its rows are read one token at a time: leave them out")
+        return self._network.extend(self._prefix, torch.tensor(pieces, device=self._network.device))[:, -1]
 
 
 def decode(

@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_agent.errors import InputError, JobCancelled, ModelError, ModelMismatch
 from elm_agent.models import keys
-from elm_agent.models.decoding import Row
+from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.drawing import Drawer, Drawing
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.network import Network
+from elm_agent.models.reading import misfit
 from elm_agent.models.serving import Serving, Start, Tokens
 from elm_agent.models.streaming import TextStream
 from elm_agent.protocols import GenerationRequest, Message
@@ -142,6 +143,8 @@ class LocalModel:
 
         Raises ``JobCancelled`` within a token or so of ``cancelled()``.
         """
+        if start.prefix.network is not self.network:
+            return self._draw(start, rows, cancelled)
         replies = self._serving.submit_group(start, rows)
         try:
             while wait(replies, timeout=_LOOK_SECONDS).not_done:
@@ -151,6 +154,17 @@ class LocalModel:
             for reply in replies:
                 reply.cancel()  # harmless for those that are done
         return [reply.result() for reply in replies]
+
+    def _draw(self, start: Start, rows: Sequence[Row], cancelled: Callable[[], bool]) -> list[Row]:
+        """On the network that has read ``start``, in a batch of its own; answers go between its tokens."""
+        decoder, group = Decoder(start.prefix.network, self.end_ids), list(rows)
+        decoder.join(start.prefix.shared(len(group)), start.logits_1V.expand(len(group), -1), group)
+        while decoder.rows:
+            if cancelled():
+                raise JobCancelled("stopped among its rollouts, as asked")
+            with self.training():
+                decoder.step()
+        return group
 
     def training(self) -> AbstractContextManager[None]:
         return self._lease.training()
@@ -169,19 +183,29 @@ class LocalModel:
             return keys.kv_query(self.network, embeds_TE, kv_heads=self.kv_heads)
 
     def keys(self, prompt: SoftPrompt) -> MemoryKeys:
-        prompt_VE = prompt.prompt_VE.to(self.network.device)
+        return self.keys_of(prompt.prompt_VE.to(self.network.device))
+
+    def keys_of(self, embeds_TE: torch.Tensor) -> MemoryKeys:
+        """Both keys of embeddings (T, E): a soft prompt's, or a question's."""
         kv = None
         if keys.has_kv_keys(self.network):
             with self._lease.training():
-                kv = keys.kv_key(self.network, prompt_VE, kv_heads=self.kv_heads)
-        return MemoryKeys(input=keys.input_key(prompt_VE), kv=kv)
+                kv = keys.kv_key(self.network, embeds_TE, kv_heads=self.kv_heads)
+        return MemoryKeys(input=keys.input_key(embeds_TE), kv=kv)
+
+    def keys_of_states(self, initial_VE: torch.Tensor, keys_LHVD: torch.Tensor) -> MemoryKeys:
+        """Keys of a memory that began as embeddings (V, E) and became attention keys; ``kv`` is None where their
+        rotation is not known."""
+        kv = None
+        if self.network.why_slow is None:
+            kv = keys.states_key(self.network, keys_LHVD, kv_heads=self.kv_heads)
+        return MemoryKeys(input=keys.input_key(initial_VE), kv=kv)
 
     def _check(self, request: GenerationRequest) -> None:
         prefix = request.prefix
-        if prefix is not None and prefix.width != self.network.width:
+        if prefix is not None and (why := misfit(self.network, prefix)):
             raise ModelMismatch(
-                f"memory {prefix.memory_id} has width {prefix.width}, the model {self._fingerprint.name!r} has "
-                f"{self.network.width}: use the model it was made with"
+                f"memory {prefix.memory_id} {why} ({self._fingerprint.name!r}): use the model it was made with"
             )
         rows = 0 if prefix is None else prefix.virtual_tokens
         length = rows + len(request.prompt_ids)
@@ -195,8 +219,8 @@ class LocalModel:
 
     def _row_embeddings(self, request: GenerationRequest) -> torch.Tensor:
         text_TE = self.network.embed(request.prompt_ids)
-        if request.prefix is None:
-            return text_TE
+        if not isinstance(request.prefix, SoftPrompt):
+            return text_TE  # other memories are no embeddings
         prompt_VE = request.prefix.prompt_VE.to(self.network.device, self.network.dtype)
         return torch.cat([prompt_VE, text_TE])
 

@@ -82,7 +82,7 @@ def int8_twin(network: Network) -> Network:
             f"rollouts in 8 bits take {wanted // 2**20} MiB beside the model, and {spare // 2**20} MiB are free, of "
             "which half is kept for rows in flight: use rollout_weights 'exact'"
         )
-    return Network(_twin(network.model))
+    return Network(_twin(network.model), exact=False)
 
 
 def _twin(module: _Module) -> _Module:

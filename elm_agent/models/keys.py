@@ -5,7 +5,7 @@ All results are unit vectors in float32 on CPU, so that a cosine is an inner pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from elm_agent.errors import ModelError
 from elm_agent.models.network import Network
+from elm_agent.models.step import unrotated
 from elm_agent.records import Vector
 
 
@@ -40,6 +41,18 @@ def kv_query(network: Network, embeds_TE: torch.Tensor, *, kv_heads: str) -> Vec
     return _layerwise(network, embeds_TE, "q_proj", kv_heads)
 
 
+def states_key(network: Network, keys_LHVD: torch.Tensor, *, kv_heads: str) -> Vector:
+    """Key of attention keys at positions 0 to V - 1 of every layer, their rotation undone: unit (L * width,).
+
+    A norm that the architecture gives its keys after projecting (Qwen3, Gemma 3) stays in them.
+    """
+    keys_LHVD = unrotated(network.model, keys_LHVD.detach())
+    return _joined(
+        pool_heads(keys_HVD.transpose(0, 1).flatten(1).float(), len(keys_HVD), len(keys_HVD), keep=kv_heads == "keep")
+        for keys_HVD in keys_LHVD
+    )
+
+
 def has_kv_keys(network: Network) -> bool:
     """Whether this architecture has separate query and key projections in every layer."""
     return bool(_projections(network, "q_proj")) and bool(_projections(network, "k_proj"))
@@ -56,8 +69,11 @@ def _layerwise(network: Network, embeds_TE: torch.Tensor, projection: str, kv_he
     with _captured(modules) as outputs:
         network.read([embeds_TE.to(network.dtype)])
     heads = config.num_attention_heads if projection == "q_proj" else key_heads
-    pooled = [pool_heads(out[0].float(), heads, key_heads, keep=kv_heads == "keep") for out in outputs]
-    # Unit per layer, then unit as a whole: the inner product is the mean over layers of cosines.
+    return _joined(pool_heads(out[0].float(), heads, key_heads, keep=kv_heads == "keep") for out in outputs)
+
+
+def _joined(pooled: Iterable[torch.Tensor]) -> Vector:
+    """Unit per layer, then unit as a whole: the inner product is the mean over layers of cosines."""
     return unit(torch.cat([torch.from_numpy(unit(layer)) for layer in pooled]))
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,21 +18,30 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from elm_agent.models.head import head_logprobs, token_logprobs
+from elm_agent.models.lowrank import Adapter, beside, projections
 from elm_agent.models.step import why_unknown
 
 
 @dataclass(slots=True)
 class Prefix:
-    """Keys and values of B rows of L positions. ``mask_BL``: bool, False at pads."""
+    """Keys and values of B rows of L positions, and which network has read them.
 
+    ``mask_BL``: bool, False at pads. ``adapters_B``: what is beside the network for each row, also for what follows.
+    """
+
+    network: Network
     cache: DynamicCache
     mask_BL: torch.Tensor
+    adapters_B: tuple[Adapter | None, ...]
 
     def shared(self, rows: int, *, detach: bool = False) -> Prefix:
         """This one row seen by ``rows`` rows, without copying; gradients flow back unless detached."""
         cache = copy.copy(self.cache)
         cache.layers = [_expanded(layer, rows, detach) for layer in self.cache.layers]
-        return Prefix(cache, self.mask_BL.expand(rows, -1))
+        (adapter,) = self.adapters_B
+        if detach and adapter is not None:
+            adapter = adapter.detached(self.network.dtype)
+        return Prefix(self.network, cache, self.mask_BL.expand(rows, -1), (adapter,) * rows)
 
     def states(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of each layer: (B, key heads, L, head width)."""
@@ -48,61 +59,84 @@ class Prefix:
                     pairs.append((states, states.detach().requires_grad_(True)))
                     setattr(cut, name, pairs[-1][1])
             cache.layers.append(cut)
-        return Prefix(cache, self.mask_BL), pairs
+        return Prefix(self.network, cache, self.mask_BL, self.adapters_B), pairs
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows (int64 indices), in place."""
         self.cache.batch_select_indices(rows)
         self.mask_BL = self.mask_BL[rows]
+        self.adapters_B = tuple(self.adapters_B[row] for row in rows.tolist())
 
 
 class Network:
     """A causal language model in eval mode without trainable parameters.
 
     ``why_slow``: why its architecture is decoded by transformers alone; None where the quick way is known.
+    ``exact``: False for one that only comes near another, so that what it draws has to be corrected for.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, exact: bool = True) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.exact = exact
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.embedding.weight.device
         self.dtype: torch.dtype = self.embedding.weight.dtype
         self.why_slow = why_unknown(model)
 
     @property
+    def trains_head(self) -> bool:
+        """Whether the head's own weights want a gradient."""
+        return bool(self.model.get_output_embeddings().weight.requires_grad)
+
+    @property
     def width(self) -> int:
         """E."""
         return int(self.embedding.weight.shape[1])
+
+    @property
+    def states_form(self) -> tuple[int, int, int, int]:
+        """(layers, key heads, width of a key, width of a value), as the configuration says."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return config.num_hidden_layers, heads, width, width
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Input embeddings of token ids: (T, E), model dtype."""
         embeds_TE: torch.Tensor = self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.device))
         return embeds_TE
 
-    def read(self, rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
-        """Run rows of embeddings, each (T_i, E), from an empty cache.
+    def begin(
+        self,
+        states: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+        adapters_B: Sequence[Adapter | None] = (None,),
+    ) -> Prefix:
+        """What ``read`` goes on from: for B rows nothing, or given keys and values (B, H, V, D) of every layer."""
+        # Layers with a window forget what lies outside; those that are known are decoded with all positions kept.
+        cache = DynamicCache() if self.why_slow is None else DynamicCache(config=self.model.config)
+        for layer, (keys, values) in enumerate(states):
+            cache.update(keys, values, layer)
+        positions = states[0][0].shape[2] if states else 0
+        mask_BL = torch.ones(len(adapters_B), positions, dtype=torch.bool, device=self.device)
+        return Prefix(self, cache, mask_BL, tuple(adapters_B))
+
+    def read(self, rows: Sequence[torch.Tensor], after: Prefix | None = None) -> tuple[Prefix, torch.Tensor]:
+        """Run rows of embeddings, each (T_i, E), from an empty cache, or ``after`` what its rows hold (it grows).
 
         Returns the prefix and the logits (B, vocabulary), float32 or wider, after each row's last position.
         """
         embeds_BLE, mask_BL = left_pad(rows)
-        # Layers with a window forget what lies outside; those that are known are decoded with all positions kept.
-        cache = DynamicCache() if self.why_slow is None else DynamicCache(config=self.model.config)
-        out = self.model(
-            inputs_embeds=embeds_BLE,
-            attention_mask=_mask_or_none(mask_BL),
-            position_ids=positions_of(mask_BL),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return Prefix(out.past_key_values, mask_BL), wide(out.logits[:, -1])
+        prefix = self.begin(adapters_B=(None,) * len(rows)) if after is None else after
+        out = self._run(self.model, prefix, mask_BL, inputs_embeds=embeds_BLE, logits_to_keep=1)
+        return prefix, wide(out.logits[:, -1])
 
     def extend(self, prefix: Prefix, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Append T tokens to every row; the prefix grows in place.
 
         Returns logits (B, T, vocabulary), float32 or wider.
         """
-        return wide(self._extend(self.model, prefix, tokens_BT).logits)
+        everything = torch.ones_like(tokens_BT, dtype=torch.bool)
+        return wide(self._run(self.model, prefix, everything, input_ids=tokens_BT).logits)
 
     def logprobs(
         self,
@@ -116,8 +150,9 @@ class Network:
 
         ``prefix`` is consumed. At logits / temperature, at least float32.
         """
-        if self.why_slow is None:
-            hidden_BTE = self._extend(self.model.model, prefix, inputs_BT).last_hidden_state
+        if self.why_slow is None and not self.trains_head:
+            everything = torch.ones_like(inputs_BT, dtype=torch.bool)
+            hidden_BTE = self._run(self.model.model, prefix, everything, input_ids=inputs_BT).last_hidden_state
             weight_VE = self.model.lm_head.weight
             chosen_N = head_logprobs(hidden_BTE[mask_BT], weight_VE, tokens_BT[mask_BT], temperature)
         else:
@@ -125,17 +160,30 @@ class Network:
             chosen_N = token_logprobs(logits_BTV[mask_BT], tokens_BT[mask_BT], temperature)
         return chosen_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, chosen_N)
 
-    def _extend(self, module: Any, prefix: Prefix, tokens_BT: torch.Tensor) -> Any:
-        mask_BL = torch.cat([prefix.mask_BL, torch.ones_like(tokens_BT, dtype=torch.bool)], dim=1)
-        out = module(
-            input_ids=tokens_BT,
-            attention_mask=_mask_or_none(mask_BL),
-            position_ids=positions_of(mask_BL)[:, -tokens_BT.shape[1] :],
-            past_key_values=prefix.cache,
-            use_cache=True,
-        )
+    def _run(self, module: Any, prefix: Prefix, mask_BT: torch.Tensor, **inputs: Any) -> Any:
+        """Run ``module`` on T more positions of every row, of which ``mask_BT`` are real."""
+        mask_BL = torch.cat([prefix.mask_BL, mask_BT], dim=1)
+        with self.beside(prefix.adapters_B):
+            out = module(
+                attention_mask=_mask_or_none(mask_BL),
+                position_ids=positions_of(mask_BL)[:, -mask_BT.shape[1] :],
+                past_key_values=prefix.cache,
+                use_cache=True,
+                **inputs,
+            )
         prefix.mask_BL = mask_BL
         return out
+
+    def beside(self, adapters_B: Sequence[Adapter | None]) -> AbstractContextManager[None]:
+        """Passes in here have the adapter of each row of the batch beside the network's projections."""
+        if not any(adapters_B):
+            return nullcontext()
+        return beside(self.projections, adapters_B)
+
+    @cached_property
+    def projections(self) -> dict[str, list[torch.nn.Module]]:
+        """See ``lowrank.projections``."""
+        return projections(self.model)
 
 
 def left_pad(rows: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.memory import row_bytes, spare_bytes
 from elm_agent.models.network import Network, Prefix
+from elm_agent.models.reading import Reader
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Generation
 
@@ -80,7 +81,7 @@ class Serving:
     """Draws the tokens of answers and rollouts on a thread of its own. Close it to stop the thread.
 
     Args:
-        embed: the embeddings (T, E) of a request, soft prompt and all.
+        embed: the embeddings (T, E) of a request, with the soft prompt if it has one.
         finish: the generation of an answer's row that is done and the seconds it took; a rollout's row is its result.
         context_length: most positions of a row.
         max_rows: most answers in flight, and most rollouts beside them.
@@ -103,6 +104,7 @@ class Serving:
         self._lease = lease
         self._end_ids = tuple(end_ids)
         self._embed = embed
+        self._reader = Reader(network)
         self._finish = finish
         self._context_length = context_length
         self._max_rows = max_rows
@@ -228,14 +230,15 @@ class Serving:
 
     @torch.no_grad()
     def _board(self, decoder: Decoder, flights: Sequence[_Flight]) -> list[_Flight]:
-        """Take on the answers, or the rollouts of one start; returns those who still wait."""
+        """Take on answers that are read together, or the rollouts of one start; returns those who still wait."""
         source = flights[0].source
         if isinstance(source, Start):
             group = [flight for flight in flights if flight.source is source]
             prefix, logits_BV = source.prefix.shared(len(group)), source.logits_1V.expand(len(group), -1)
         else:
-            group = [flight for flight in flights if isinstance(flight.source, GenerationRequest)]
-            prefix, logits_BV = self._network.read([self._embed(flight.source) for flight in group])  # type: ignore[arg-type]
+            asking = [(flight, flight.source) for flight in flights if isinstance(flight.source, GenerationRequest)]
+            taken, prefix, logits_BV = self._reader.read([request for _, request in asking], self._embed)
+            group = [asking[index][0] for index in taken]
         started = time.perf_counter()
         for flight, length in zip(group, prefix.mask_BL.sum(dim=1).tolist(), strict=True):
             flight.row, flight.started = self._row(flight, int(length)), started
@@ -245,7 +248,8 @@ class Serving:
     def _row(self, flight: _Flight, length: int) -> Row:
         asked = flight.row if isinstance(flight.source, Start) else flight.source
         limit = min(asked.max_new_tokens, self._context_length - length)
-        return Row(max_new_tokens=limit, temperature=asked.temperature, seed=asked.seed)
+        drafts = asked.drafts if isinstance(asked, Row) else None
+        return Row(max_new_tokens=limit, temperature=asked.temperature, seed=asked.seed, drafts=drafts)
 
     def _outcome(self, flight: _Flight) -> object:
         if flight.reply.unwanted:

@@ -175,9 +175,7 @@ def _project(
     if hasattr(attention, "q_norm"):
         queries_BHD, keys_BHD = attention.q_norm(queries_BHD), attention.k_norm(keys_BHD)
     cos_B1D, sin_B1D = rotation
-    both_BHD = torch.cat([queries_BHD, keys_BHD], dim=1)
-    left, right = both_BHD.chunk(2, dim=-1)
-    both_BHD = both_BHD * cos_B1D + torch.cat([-right, left], dim=-1) * sin_B1D
+    both_BHD = _rotated(torch.cat([queries_BHD, keys_BHD], dim=1), cos_B1D, sin_B1D)
     heads = queries_BHD.shape[1]
     return both_BHD[:, :heads], both_BHD[:, heads:], values_BHD
 

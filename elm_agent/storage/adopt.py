@@ -47,7 +47,7 @@ from elm_agent.storage.vault.base import Vault
 from elm_agent.storage.vault.guard import refuse_readable
 
 if TYPE_CHECKING:
-    from elm_agent.softprompt import SoftPrompt
+    from elm_agent.adapters import Kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Adopted:
 
     question: str
     task: str
-    prompt: SoftPrompt  # (V, E)
+    prompt: Kept
     keys: MemoryKeys
     model: ModelFingerprint
     recipe: Recipe
@@ -97,13 +97,13 @@ def adopt(
     tell: Observer,
 ) -> list[tuple[str, bool]]:
     """See ``Bank.adopt``. ``tell`` hears "adopt.tensors", "adopt.before_commit" and "adopt.committed"."""
-    from elm_agent.softprompt import to_bytes  # torch enters late: reading commands need none
+    from elm_agent.adapters import to_bytes  # torch enters late: reading commands need none
 
     for item in items:
         _check(item)
     wanted = []
     for item in items:
-        data = to_bytes(item.prompt.prompt_VE)
+        data = to_bytes(item.prompt)
         wanted.append(_Wanted(item, data, publish.content_digest(vault, namespace, data)))
     sealed_bytes: dict[str, bytes] = {}  # by content: the same prompt twice is stored once
     for _ in range(ATTEMPTS):
@@ -161,10 +161,7 @@ def _check(item: Adopted) -> None:
     refuse_offline(item.recipe)
     if item.state not in (MemoryState.CANDIDATE, MemoryState.ACTIVE):
         raise InputError(f"an adopted memory is candidate or active; got {item.state}")
-    if item.prompt.width != item.model.width:
-        raise InputError(
-            f"the prompt has width {item.prompt.width}, model {item.model.name!r} has {item.model.width}"
-        )
+    publish.check_kept(item.prompt, item.recipe, item.model)
     for _, vector in publish.by_kind(item.keys):
         check_vector(vector)
 
@@ -229,7 +226,7 @@ def _insert(change: Change, new: Sequence[_New]) -> None:
                 "tensor_digest": digest,
                 "content_digest": content,
                 "virtual_tokens": item.prompt.virtual_tokens,
-                "width": item.prompt.width,
+                "width": item.model.width,
                 "model": models[item.model],
                 "recipe": recipes[item.recipe],
                 "library_version": item.library_version,

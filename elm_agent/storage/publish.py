@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -39,6 +39,9 @@ from elm_agent.storage.sql.schema import KeyRow, MemoryRow, NamespaceRow
 from elm_agent.storage.vault.base import Vault
 from elm_agent.storage.vault.guard import refuse_readable
 
+if TYPE_CHECKING:
+    from elm_agent.adapters import Kept, Weights
+
 
 @dataclass(frozen=True, slots=True)
 class Publication:
@@ -59,11 +62,11 @@ class Publication:
 
 def publish(database: Database, tensors: TensorStore, vault: Vault, made: Publication, tell: Observer) -> MemoryRow:
     """See ``Bank.publish``."""
-    from elm_agent.softprompt import to_bytes  # torch enters late: reading commands need none
+    from elm_agent.adapters import to_bytes  # torch enters late: reading commands need none
 
     refuse_offline(made.recipe)
-    check_trained(made.trained, made.state, made.model)
-    plain = to_bytes(made.trained.prompt.prompt_VE)
+    check_trained(made.trained, made.state)
+    plain = to_bytes(check_kept(made.trained.prompt, made.recipe, made.model))
     with database.read() as session:
         refuse_readable(session, vault, made.namespace)
     sealed_bytes = vault.seal_bytes(made.namespace, plain)
@@ -143,16 +146,28 @@ def check_model(row: NamespaceRow, model: ModelFingerprint) -> None:
     )
 
 
-def check_trained(trained: Trained, state: MemoryState, model: ModelFingerprint) -> None:
+def check_trained(trained: Trained, state: MemoryState) -> None:
     """Raise ``InputError`` for what could never be stored or found again. Before anything is written."""
     if state not in (MemoryState.CANDIDATE, MemoryState.ACTIVE):
         raise InputError(f"a new memory is candidate or active; got {state}")
     if not trained.curve:
         raise InputError("a memory without a curve says nothing of how it was made: expected at least one step")
-    if trained.prompt.width != model.width:
-        raise InputError(f"the prompt has width {trained.prompt.width}, model {model.name!r} has {model.width}")
     for _, vector in by_kind(trained.keys):
         check_vector(vector)
+
+
+def check_kept(memory: Kept | Weights, recipe: Recipe, model: ModelFingerprint) -> Kept:
+    """The memory itself, or an ``InputError`` when it is not of its recipe's kind or not of its model's width."""
+    from elm_agent.adapters import Weights
+
+    if isinstance(memory, Weights) or memory.parameterisation != recipe.parameterisation:
+        raise InputError(
+            f"the recipe says parameterisation {recipe.parameterisation!r}, the memory is of kind "
+            f"{memory.parameterisation!r}: expected the recipe that it was trained with"
+        )
+    if memory.width not in (None, model.width):
+        raise InputError(f"the prompt has width {memory.width}, model {model.name!r} has {model.width}")
+    return memory
 
 
 def content_digest(vault: Vault, namespace: str, data: bytes) -> str:
@@ -205,7 +220,7 @@ def new_memory(made: Publication, episode: Episode, tensor: str, content: str, v
         tensor_digest=tensor,
         content_digest=content,
         virtual_tokens=trained.prompt.virtual_tokens,
-        width=trained.prompt.width,
+        width=made.model.width,
         model=asdict(made.model),
         recipe=asdict(made.recipe),
         library_version=version("elm-agent"),

@@ -42,9 +42,10 @@ from elm_agent.storage.uses import BROKEN, FIXED, USES
 from elm_agent.storage.vault.base import PlainVault, Vault
 
 if TYPE_CHECKING:
-    from elm_agent.softprompt import SoftPrompt
+    from elm_agent.adapters import Kept
 
-_PROMPTS = 64  # prompts kept in memory; 46 KB each for the embedded model, 290 KB for a 7B one
+_PROMPTS = 64  # memories kept at hand; as soft prompts 46 KB each for the embedded model, 290 KB for a 7B one
+_PROMPT_BYTES = 2**28  # of them together: a `lora` one has 20 MB for the embedded model, 160 MB for a 7B one
 
 _ORDERS = {
     "created_at": MemoryRow.created_at,
@@ -82,7 +83,7 @@ class BankReader:
         self.database = database
         self.tensors = tensors
         self.vault = vault or PlainVault()
-        self._prompts: OrderedDict[tuple[str, str, str], SoftPrompt] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, str, str], Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def namespaces(self) -> list[NamespaceInfo]:
@@ -108,8 +109,8 @@ class BankReader:
             counts[name][state] = count
         return counts
 
-    def prompt(self, namespace: str, memory_id: str) -> SoftPrompt:
-        """The trained prompt, its digest and shape checked. A few are kept in memory.
+    def prompt(self, namespace: str, memory_id: str) -> Kept:
+        """What was trained, a soft prompt or another kind; digest, names and shapes checked. A few are kept at hand.
 
         Raises ``NotFound``, ``TensorMissing`` or ``TensorCorrupt``.
         """
@@ -131,16 +132,22 @@ class BankReader:
         with self.database.read() as session:
             return ledger.find_memory(session, namespace, memory_id)
 
-    def _load_prompt(self, memory: MemoryRow) -> SoftPrompt:
-        from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
+    def _load_prompt(self, memory: MemoryRow) -> Kept:
+        from elm_agent.adapters import bytes_of, from_bytes  # torch enters late: reading commands need none
 
         namespace, memory_id = memory.namespace, memory.id
-        data = self.vault.open_bytes(namespace, self.tensors.get(namespace, memory.tensor_digest))
-        prompt = from_bytes(data, shape=(memory.virtual_tokens, memory.width), memory_id=memory_id)
+        prompt = from_bytes(
+            self.vault.open_bytes(namespace, self.tensors.get(namespace, memory.tensor_digest)),
+            recipe=rows.recipe_of(memory),
+            virtual_tokens=memory.virtual_tokens,
+            width=memory.width,
+            memory_id=memory_id,
+        )
         with self._lock:
             self._prompts[namespace, memory_id, memory.tensor_digest] = prompt
-            while len(self._prompts) > _PROMPTS:
-                self._prompts.popitem(last=False)
+            held = sum(map(bytes_of, self._prompts.values()))
+            while len(self._prompts) > _PROMPTS or (held > _PROMPT_BYTES and len(self._prompts) > 1):
+                held -= bytes_of(self._prompts.popitem(last=False)[1])
         return prompt
 
     def drop_caches(self, namespace: str, memory_ids: Collection[str]) -> None:

@@ -23,10 +23,10 @@ def refuse_others(recipe: Recipe, known: Mapping[str, object], trainer: str = "t
 
 def refuse_too_long(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:
     """Raise ``InputError`` for rollouts that would leave the model's context."""
-    positions = recipe.virtual_tokens + prompt_length + recipe.max_new_tokens
+    positions = recipe.positions + prompt_length + recipe.max_new_tokens
     if positions > model.context_length:
         raise InputError(
-            f"learning from this question takes {positions} positions ({recipe.virtual_tokens} soft, {prompt_length} "
+            f"learning from this question takes {positions} positions ({recipe.positions} soft, {prompt_length} "
             f"of the question, {recipe.max_new_tokens} new), more than the model's context of "
             f"{model.context_length}: lower `learning.max_new_tokens`"
         )
@@ -43,9 +43,10 @@ def refuse_unsound(rows: Sequence[Row], step: int) -> None:
                 )
 
 
-def refuse_diverged(prompt_VE: torch.Tensor, loss: float, norm: float, step: int) -> None:
+def refuse_diverged(parameters: Sequence[torch.Tensor], loss: float, norm: float, step: int) -> None:
     """Raise ``TrainingError`` after an update that was not finite, or left a memory that is not."""
-    if not (torch.isfinite(prompt_VE).all() and math.isfinite(loss) and math.isfinite(norm)):
+    finite = all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+    if not (finite and math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingError(f"step {step + 1}: loss {loss}, gradient norm {norm}: lower the learning rate")
 
 

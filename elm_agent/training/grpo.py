@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -23,20 +23,20 @@ from elm_agent.models.network import Network, Prefix
 from elm_agent.models.serving import Start
 from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
-from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
 from elm_agent.training.checks import keeping, refuse_diverged, refuse_others, refuse_too_long, refuse_unsound
 from elm_agent.training.judging import judge
 from elm_agent.training.objectives import objective_of, settled
+from elm_agent.training.parameterisations import Learning, parameterisation_of
 from elm_agent.training.update import Pull
 
 
 class GrpoTrainer:
     """Distils one question into one soft prompt by GRPO with majority-vote rewards. A ``Trainer``.
 
-    A recipe may name another objective of the paper, see ``objectives``. The model is held only while it computes.
-    Memories that are trained at the same time, each on a thread, draw their rollouts as rows of one batch and update
-    one after the other; their results do not depend on each other.
+    A recipe may name another objective or parameterisation of the paper, see the modules of these names. The model is
+    held only while it computes. Memories that are trained at the same time, each on a thread, draw their rollouts as
+    rows of one batch and update one after the other; their results do not depend on each other.
 
     Args:
         answers: reference answers by question, for studies with the objective ``grpo_ground_truth``; no other one
@@ -61,14 +61,12 @@ class GrpoTrainer:
         objective, prompt_ids = objective_of(recipe), self.model.encode(self.task.messages(question))
         _check(recipe, self.model, len(prompt_ids))
         truth = self._truth(question) if objective.corrects else None
-        network, started = self.model.network, time.perf_counter()
-        text_TE, last_id = network.embed(prompt_ids[:-1]), prompt_ids[-1]
-        # 1. The memory begins as the question's own embeddings; it is the only trainable tensor.
-        prompt_VE = numerics.initial_prompt(self.model.text_embeddings(question), recipe.virtual_tokens)
-        prompt_VE.requires_grad_(True)
-        optimizer = torch.optim.AdamW([prompt_VE], lr=recipe.learning_rate, weight_decay=0.0)
-        reference = self._reference(recipe, prompt_VE, text_TE)
-        target = self._greedy(recipe, text_TE, last_id, cancelled) if objective.imitates else None
+        started, text_ids, last_id = time.perf_counter(), prompt_ids[:-1], prompt_ids[-1]
+        # 1. The memory begins as the question's own embeddings, or as another kind does; nothing else is trained.
+        memory = parameterisation_of(recipe)(self.model, question, recipe, seed)
+        optimizer = torch.optim.AdamW(memory.parameters, lr=recipe.learning_rate, weight_decay=0.0)
+        reference = self._reference(recipe, memory, text_ids)
+        target = self._greedy(recipe, text_ids, last_id, cancelled) if objective.imitates else None
         curve: list[StepRecord] = []
         rollouts: list[Rollout] = []
         with keeping(curve):
@@ -78,8 +76,7 @@ class GrpoTrainer:
                 # 2a. G completions from the current memory; or the one that is imitated.
                 tick = time.perf_counter()
                 with self.model.training():
-                    embeds_TE = torch.cat([prompt_VE.to(network.dtype), text_TE])
-                    prefix, _ = network.read([embeds_TE])
+                    prefix, embeds_TE = memory.read(text_ids), memory.embeds(text_ids)
                 rows = target or self._group(recipe, prefix, embeds_TE, last_id, seed, step, cancelled)
                 refuse_unsound(rows, step)
                 seconds_rollout = time.perf_counter() - tick
@@ -92,10 +89,10 @@ class GrpoTrainer:
                 with self.model.training():
                     tick = time.perf_counter()
                     if bool(advantages_G.any()) or not recipe.skip_equal_rewards:
-                        pull = objective.pull(network, prefix, reference, last_id, rows, advantages_G, recipe)
-                        norm = descend(prompt_VE, optimizer, recipe.max_grad_norm)
+                        pull = objective.pull(memory.network, prefix, reference, last_id, rows, advantages_G, recipe)
+                        norm = descend(memory.parameters, optimizer, recipe.max_grad_norm)
                     seconds_update = time.perf_counter() - tick
-                refuse_diverged(prompt_VE, pull.loss, norm, step)
+                refuse_diverged(memory.parameters, pull.loss, norm, step)
                 # 3. The whole trajectory is kept.
                 record = judged.record(
                     **asdict(pull), grad_norm=norm, seconds_rollout=seconds_rollout, seconds_update=seconds_update
@@ -105,10 +102,9 @@ class GrpoTrainer:
                 observe("train.step", asdict(record))
                 if settled(curve, recipe):
                     break
-        prompt = SoftPrompt(prompt_VE.detach().to("cpu", torch.float32).contiguous())
         return Trained(
-            prompt=prompt,
-            keys=self.model.keys(prompt),
+            prompt=memory.kept(),
+            keys=memory.keys(),
             curve=tuple(curve),
             rollouts=tuple(rollouts),
             seed=seed,
@@ -123,35 +119,40 @@ class GrpoTrainer:
             )
         return self.answers[question]
 
-    def _reference(self, recipe: Recipe, prompt_VE: torch.Tensor, text_TE: torch.Tensor) -> Prefix | None:
+    def _reference(self, recipe: Recipe, memory: Learning, text_ids: Sequence[int]) -> Prefix | None:
         """What KL pulls towards, read once: the bare model's view of the question, or the initial memory's."""
         if recipe.beta == 0:
             return None
-        network = self.model.network
         with self.model.training(), torch.no_grad():
-            start = [text_TE] if recipe.kl_reference == "base" else [prompt_VE.to(network.dtype), text_TE]
-            return network.read([torch.cat(start)])[0]
+            if recipe.kl_reference == "initial" and not memory.begins_bare:
+                return memory.read(text_ids)
+            return self._bare(text_ids)
+
+    def _bare(self, text_ids: Sequence[int]) -> Prefix:
+        network = self.model.network
+        return network.read([network.embed(text_ids)])[0]
 
     def _greedy(
-        self, recipe: Recipe, text_TE: torch.Tensor, last_id: int, cancelled: Callable[[], bool]
+        self, recipe: Recipe, text_ids: Sequence[int], last_id: int, cancelled: Callable[[], bool]
     ) -> list[Row]:
         """The bare model's most likely completion of the question: what is imitated."""
+        network = self.model.network
         with self.model.training(), torch.no_grad():
-            start = first_token(self.model.network, self.model.network.read([text_TE])[0], last_id, text_TE)
+            start = first_token(network, self._bare(text_ids), last_id, network.embed(text_ids))
         return self.model.sample(start, [Row(max_new_tokens=recipe.max_new_tokens)], cancelled)
 
     def _group(
         self,
         recipe: Recipe,
         prefix: Prefix,
-        embeds_TE: torch.Tensor,
+        embeds_TE: torch.Tensor | None,
         last_id: int,
         seed: int,
         step: int,
         cancelled: Callable[[], bool],
     ) -> list[Row]:
         with self.model.training():
-            start = first_token(self.model.network, prefix, last_id, embeds_TE)
+            start = first_token(prefix.network, prefix, last_id, embeds_TE)
         return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled)
 
 
@@ -188,11 +189,12 @@ def sample_group(
     return model.sample(start, rows, cancelled)
 
 
-def descend(prompt_VE: torch.Tensor, optimizer: torch.optim.Optimizer, max_norm: float) -> float:
+def descend(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, max_norm: float) -> float:
     """Clip the gradient, take one optimizer step, clear the gradient. Returns the norm before clipping."""
-    if prompt_VE.grad is None:  # nothing pulled; the optimizer still steps with its momentum
-        prompt_VE.grad = torch.zeros_like(prompt_VE)
-    norm = float(torch.nn.utils.clip_grad_norm_([prompt_VE], max_norm))
+    for parameter in parameters:
+        if parameter.grad is None:  # nothing pulled; the optimizer still steps with its momentum
+            parameter.grad = torch.zeros_like(parameter)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -200,10 +202,5 @@ def descend(prompt_VE: torch.Tensor, optimizer: torch.optim.Optimizer, max_norm:
 
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:
     """Raise ``InputError`` for what this trainer cannot do, or could do and not keep: before the first step."""
-    known = {
-        "trainer": "native",
-        "parameterisation": "soft_prompt",
-        "kv_heads": model.kv_heads,
-    }
-    refuse_others(recipe, known)
+    refuse_others(recipe, {"trainer": "native", "kv_heads": model.kv_heads})
     refuse_too_long(recipe, model, prompt_length)

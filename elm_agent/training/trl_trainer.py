@@ -26,7 +26,7 @@ from elm_agent.models.engine import LocalModel
 from elm_agent.models.lending import Loan
 from elm_agent.models.quiet import quiet
 from elm_agent.protocols import Observer, Task, Trained
-from elm_agent.records import Recipe, Rollout, StepRecord
+from elm_agent.records import EXACT, Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
 from elm_agent.training.checks import keeping, refuse_diverged, refuse_others, refuse_too_long
@@ -160,7 +160,7 @@ class _Course:
         """One optimizer step is done: keep its record, then let answers in and see whether to go on."""
         assert self._judged is not None  # rewards come before the step
         loss, norm = logs["loss"], logs["grad_norm"]
-        refuse_diverged(prompt_VE, loss, norm, len(self.curve))
+        refuse_diverged([prompt_VE], loss, norm, len(self.curve))
         record = self._judged.record(
             loss=loss,
             kl=logs.get("kl") or 0.0,
@@ -186,8 +186,7 @@ def _check(
         "trainer": "trl",
         "parameterisation": "soft_prompt",
         "objective": "grpo_majority",
-        "skip_equal_rewards": False,
-        "stop_when_settled": 0,
+        **EXACT,
         "kl_reference": "base",  # with a fresh adapter TRL's reference is the bare model, whatever one wishes
         "kv_heads": model.kv_heads,
     }

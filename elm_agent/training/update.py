@@ -75,7 +75,7 @@ def backward(
         if reference is not None:
             with torch.no_grad():
                 reference_BT = completion_logprobs(
-                    network, reference, last_id, tokens_BT, mask_BT, recipe.temperature
+                    reference.network, reference, last_id, tokens_BT, mask_BT, recipe.temperature
                 )
             kl_BT = numerics.kl_k3(logprobs_BT, reference_BT)
             kl += float((kl_BT.detach() * mask_BT).sum())

@@ -83,10 +83,11 @@ def train_native(
             seen.logprobs[-1] |= by_completion(*arguments[3:5], found)
         return found
 
-    def descended(prompt_VE: torch.Tensor, *arguments: Any) -> float:
+    def descended(parameters: list[torch.Tensor], *arguments: Any) -> float:
+        (prompt_VE,) = parameters
         assert prompt_VE.grad is not None
         seen.gradients_VE.append(prompt_VE.grad.clone())
-        return descend(prompt_VE, *arguments)
+        return descend(parameters, *arguments)
 
     with patch.context() as inside:
         inside.setattr(grpo, "sample_group", sampled)

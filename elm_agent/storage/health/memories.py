@@ -157,11 +157,12 @@ class MemoryAudit:
 
     def _tensor(self, memory: MemoryRow, tensors: TensorStore) -> bytes:
         """The prompt's own bytes, checked against the record."""
-        from elm_agent.softprompt import from_bytes  # torch enters late: reading commands need none
+        from elm_agent.adapters import from_bytes  # torch enters late: reading commands need none
 
         data = tensors.get(memory.namespace, memory.tensor_digest, cached=False)
         plain = self._vault.open_bytes(memory.namespace, data)
-        from_bytes(plain, shape=(memory.virtual_tokens, memory.width))
+        recipe = rows.recipe_of(memory)
+        from_bytes(plain, recipe=recipe, virtual_tokens=memory.virtual_tokens, width=memory.width)
         return plain
 
     def _record(self, facts: _Facts, plain: bytes) -> Finding | None:

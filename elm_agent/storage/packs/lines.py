@@ -27,6 +27,7 @@ MAX_MEMORIES = 100_000
 MAX_DEPTH = 6  # ours go down to 5: line, episode, curve, step, value
 MAX_VIRTUAL_TOKENS = 4_096
 MAX_WIDTH = 65_536
+MAX_RANK = 1_024
 MAX_KEY_WIDTH = 1 << 20
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
@@ -86,6 +87,10 @@ class RecipeLine(_Strict):
     skip_equal_rewards: bool = False
     stop_when_settled: Small = 0
     settled_share: Share = 1.0
+    rollout_weights: Word = "exact"
+    rollout_drafts: bool = False
+    lora_rank: int = Field(16, ge=1, le=MAX_RANK)
+    lora_alpha: NotNegative = 16.0
 
     def recipe(self) -> Recipe:
         return Recipe(**self.model_dump())
@@ -154,7 +159,7 @@ class MemoryLine(_Strict):
     origin: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,500}$")]
     created_at: Moment
     valid_until: Moment | None
-    virtual_tokens: int = Field(ge=1, le=MAX_VIRTUAL_TOKENS)
+    virtual_tokens: int = Field(ge=0, le=MAX_VIRTUAL_TOKENS)  # 0: the memory takes no positions
     width: int = Field(ge=1, le=MAX_WIDTH)
     recipe: RecipeLine
     library_version: Name
@@ -162,7 +167,7 @@ class MemoryLine(_Strict):
     final_vote_share: Share
     keys: KeysLine
     episode: EpisodeLine | None
-    tensor: str = Field(pattern=r"^[0-9]{6}$", description="name of its tensor: its place in the pack")
+    tensor: str = Field(pattern=r"^[0-9]{6}$", description="how its tensors' names begin: its place in the pack")
 
 
 class PartLine(_Strict):
@@ -214,9 +219,12 @@ def pack_id_of(*, model: ModelFingerprint, namespace: str, parts: PartsLine) -> 
     return digest_of({"format": [PACK_FORMAT, PACK_VERSION], "model": model.id, "namespace": namespace, **content})
 
 
-def tensor_name(place: int) -> str:
-    """Names sort as the memories do, so the tensors of a pack lie in the order of its lines."""
-    return f"{place:06d}"
+def tensor_name(place: int, name: str = "prompt") -> str:
+    """Names sort as the memories do, so the tensors of a pack lie in the order of its lines.
+
+    ``name``: of one of a memory's tensors. That of a soft prompt is not said, as there is no other.
+    """
+    return f"{place:06d}" if name == "prompt" else f"{place:06d}.{name}"
 
 
 def digest_of_bytes(data: bytes) -> str:

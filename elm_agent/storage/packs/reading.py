@@ -6,14 +6,16 @@ that a file that changes in between cannot pass either. Knows nothing of banks; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from elm_agent.errors import InputError, TensorCorrupt
 from elm_agent.records import MemoryKeys, ModelFingerprint, question_digest
@@ -35,7 +37,10 @@ from elm_agent.storage.packs.lines import (
 )
 
 if TYPE_CHECKING:
-    from elm_agent.softprompt import SoftPrompt
+    from elm_agent.adapters import Kept
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each of a memory's tensors by name, in order."""
 
 Progress = Callable[[int, int], None]
 """``progress(memories_done, memories_in_all)``."""
@@ -47,7 +52,7 @@ class PackedMemory:
 
     line: MemoryLine
     keys: MemoryKeys = field(repr=False)
-    prompt: SoftPrompt = field(repr=False)
+    prompt: Kept = field(repr=False)
 
 
 class PackReader:
@@ -131,8 +136,8 @@ class PackReader:
                 "`pip install --upgrade elm-agent`"
             )
 
-    def _shapes(self, tensors: Part) -> list[tuple[int, int]]:
-        """(V, E) of every tensor, from the safetensors header: ours in order, float32, without gap or overlap."""
+    def _shapes(self, tensors: Part) -> list[Shapes]:
+        """Shapes of every memory, from the safetensors header: ours in order, float32, without gap or overlap."""
         what, count = tensors.what, len(self.manifest.memories)
         length = int.from_bytes(tensors.read(8), "little")
         if length > min(self.limits.manifest, self.manifest.parts.tensors.bytes):
@@ -143,28 +148,34 @@ class PackReader:
             entries = _HEADER.validate_json(header)
         except ValidationError as error:
             refuse(what, f"its header does not describe float32 tensors of shape (V, E): {error.errors()[0]['msg']}")
-        if list(entries) != [tensor_name(place) for place in range(count)]:
+        shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, entry in entries.items():
+            place, _, own = name.partition(".")
+            shapes.setdefault(place, {})[own or "prompt"] = entry.shape
+            if not own and len(entry.shape) != 2:
+                refuse(what, f"tensor {name} of shape {entry.shape} is not float32 of shape (V, E)")
+        named = [tensor_name(place, own) for place, of in enumerate(shapes.values()) for own in sorted(of)]
+        if len(shapes) != count or list(entries) != named:
             refuse(what, f"it holds {len(entries)} tensors, expected {count}, named 000000 and so on, in order")
         at = 0
         for name, entry in entries.items():
-            rows, width = entry.shape
-            if not (rows > 0 < width) or entry.data_offsets != (at, at + 4 * rows * width):
+            if not all(size > 0 for size in entry.shape) or entry.data_offsets != (at, at + 4 * prod(entry.shape)):
                 refuse(
                     what, f"tensor {name} of shape {entry.shape} lies at {entry.data_offsets}, expected from {at} on"
                 )
             at = entry.data_offsets[1]
-        return [entry.shape for entry in entries.values()]
+        return list(shapes.values())
 
-    def _memory(self, place: int, item: ItemLine, lines: Part, tensors: Part, shape: tuple[int, int]) -> PackedMemory:
+    def _memory(self, place: int, item: ItemLine, lines: Part, tensors: Part, shapes: Shapes) -> PackedMemory:
         data, what = lines.line(self.limits.line), f"{lines.what}, line {place + 1}"
         if digest_of_bytes(data) != item.line:
             refuse(what, "its digest is not the one in the manifest")
         line = parse(MemoryLine, data, what)
-        self._check_line(line, place, shape, what)
-        numbers = tensors.read(4 * shape[0] * shape[1])
+        self._check_line(line, place, shapes, what)
+        numbers = tensors.read(4 * sum(map(prod, shapes.values())))
         if digest_of_bytes(numbers) != item.tensor:
             refuse(what, "its tensor's digest is not the one in the manifest")
-        return PackedMemory(line, self._keys(line, what), _prompt(numbers, shape, what))
+        return PackedMemory(line, self._keys(line, what), _kept(numbers, shapes, line, what))
 
     def _keys(self, line: MemoryLine, what: str) -> MemoryKeys:
         keys = MemoryKeys(
@@ -175,9 +186,10 @@ class PackReader:
             refuse(what, f"its input key has width {len(keys.input)}, expected {self.manifest.model.width}")
         return keys
 
-    def _check_line(self, line: MemoryLine, place: int, shape: tuple[int, int], what: str) -> None:
+    def _check_line(self, line: MemoryLine, place: int, shapes: Shapes, what: str) -> None:
         """What the parts of a memory say of each other and of the pack."""
         width, episodes = self.manifest.model.width, self.manifest.episodes
+        shape = shapes.get("prompt", (line.virtual_tokens, line.width))  # others are held against the recipe
         if line.tensor != tensor_name(place) or (line.virtual_tokens, line.width) != shape or line.width != width:
             refuse(
                 what,
@@ -196,22 +208,26 @@ class _Tensor(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     dtype: Literal["F32"]
-    shape: tuple[int, int]
+    shape: tuple[int, ...] = Field(min_length=2, max_length=4)
     data_offsets: tuple[int, int]
 
 
 _HEADER = TypeAdapter(dict[str, _Tensor])
 
 
-def _prompt(numbers: bytes, shape: tuple[int, int], what: str) -> SoftPrompt:
-    """From little-endian float32, row by row; NaN and infinity are refused."""
+def _kept(numbers: bytes, shapes: Shapes, line: MemoryLine, what: str) -> Kept:
+    """From little-endian float32, row by row; NaN and infinity are refused, and what the recipe does not make."""
     import torch  # enters late: looking at a manifest needs none
 
-    from elm_agent.softprompt import SoftPrompt
+    from elm_agent.adapters import from_tensors
 
-    prompt_VE = torch.from_numpy(np.frombuffer(numbers, dtype="<f4").astype(np.float32)).reshape(shape)
+    ends = list(accumulate(map(prod, shapes.values())))
+    parts = torch.from_numpy(np.frombuffer(numbers, dtype="<f4").astype(np.float32)).tensor_split(ends[:-1])
+    tensors = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
     try:
-        return SoftPrompt(prompt_VE)
+        return from_tensors(
+            tensors, recipe=line.recipe.recipe(), virtual_tokens=line.virtual_tokens, width=line.width
+        )
     except TensorCorrupt as error:
         refuse(what, str(error))
 

@@ -119,8 +119,15 @@ def export_pack(
         assert signing is not None
         return SignatureLine(public_key=str(signing.public), signature=signing.sign(data))
 
+    def tensors(memory_id: str) -> dict[str, np.ndarray]:
+        found = sorted(bank.prompt(namespace, memory_id).tensors.items())
+        return {name: np.asarray(tensor, dtype="<f4") for name, tensor in found}
+
     def numbers(memory_id: str) -> bytes:
-        return np.asarray(bank.prompt(namespace, memory_id).prompt_VE, dtype="<f4").tobytes()
+        return b"".join(array.tobytes() for array in tensors(memory_id).values())
+
+    def shapes(memory_id: str) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape for name, array in tensors(memory_id).items()}
 
     manifest = write_pack(
         path,
@@ -129,6 +136,7 @@ def export_pack(
         model=model,
         namespace=namespace,
         episodes=episodes,
+        shapes=shapes,
         sign=sign if signing else None,
         before=lambda manifest: _note_export(bank, namespace, manifest, ids, path, actor=actor),
         force=force,
@@ -316,13 +324,13 @@ def _check_model(bank: Bank, namespace: str, model: ModelFingerprint, *, may_be_
 
 def _count_new(bank: Bank, namespace: str | None, reader: PackReader, told: Progress) -> int:
     """How many memories of a pack ``adopt`` would find new; reads the pack to its end. None: a new namespace."""
-    from elm_agent.softprompt import to_bytes
+    from elm_agent.adapters import to_bytes
 
     vault = bank.vault if namespace is not None else PlainVault()
     seen: set[str] = set()
     known, done, total = 0, 0, len(reader.manifest.memories)
     for batch in _batches(reader.memories()):
-        plain = [to_bytes(memory.prompt.prompt_VE) for memory in batch]
+        plain = [to_bytes(memory.prompt) for memory in batch]
         contents = {publish.content_digest(vault, namespace or "", data) for data in plain} - seen
         seen |= contents
         query = select(MemoryRow.content_digest).where(

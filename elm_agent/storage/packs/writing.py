@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -37,7 +38,7 @@ from elm_agent.storage.packs.lines import (
     pack_id_of,
     tensor_name,
 )
-from elm_agent.storage.packs.reading import Progress
+from elm_agent.storage.packs.reading import Progress, Shapes
 
 Sign = Callable[[bytes], SignatureLine]
 """Told what is to be signed: ``SIGNED`` and the bytes of the manifest."""
@@ -47,12 +48,11 @@ _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 
 
 class _Written(NamedTuple):
-    """A line that is in the pack, as far as its tensor's header needs it."""
+    """A line that is in the pack, as far as its tensors' header needs it."""
 
     memory_id: str
     digest: str
-    virtual_tokens: int
-    width: int
+    shapes: Shapes
 
 
 def write_pack(
@@ -63,6 +63,7 @@ def write_pack(
     model: ModelFingerprint,
     namespace: str,
     episodes: bool,
+    shapes: Callable[[str], Shapes] | None = None,
     sign: Sign | None = None,
     before: Callable[[Manifest], None] | None = None,
     force: bool = False,
@@ -72,7 +73,8 @@ def write_pack(
 
     Args:
         lines: in order; the first one's tensor is ``tensor_name(0)``.
-        prompt: the little-endian float32 numbers of a memory's tensor, row by row; asked after the last line.
+        prompt: the little-endian float32 numbers of a memory's tensors, row by row; asked after the last line.
+        shapes: of a memory's tensors, asked where it is no soft prompt.
         before: called when the pack lies whole on the disk, before it gets its name; if it raises, there is none.
         force: replace a file that is there.
 
@@ -82,7 +84,7 @@ def write_pack(
     """
     check_target(path, force=force)
     with _explained(path), _temporary(path) as file:
-        manifest = _write(file, lines, prompt, model, namespace, episodes, sign, progress)
+        manifest = _write(file, lines, prompt, shapes, model, namespace, episodes, sign, progress)
         file.flush()
         os.fsync(file.fileno())
         if before:
@@ -94,6 +96,7 @@ def _write(
     file: IO[bytes],
     lines: Iterable[MemoryLine],
     prompt: Callable[[str], bytes],
+    shapes: Callable[[str], Shapes] | None,
     model: ModelFingerprint,
     namespace: str,
     episodes: bool,
@@ -102,7 +105,7 @@ def _write(
 ) -> Manifest:
     with zipfile.ZipFile(file, "w", allowZip64=False) as pack:
         with _part(pack, MEMORIES, _DEFLATED) as memories:
-            written = _write_lines(memories, lines)
+            written = _write_lines(memories, lines, shapes)
         with _part(pack, TENSORS, _STORED) as tensors:
             digests = _write_tensors(tensors, written, prompt, progress)
         parts = PartsLine(memories=memories.stated(), tensors=tensors.stated())
@@ -144,7 +147,7 @@ def check_target(path: Path, *, force: bool) -> None:
             raise InputError(f"{_named(path)} is there: name another file, or replace it with --force")
 
 
-def _write_lines(part: _Part, lines: Iterable[MemoryLine]) -> list[_Written]:
+def _write_lines(part: _Part, lines: Iterable[MemoryLine], shapes: Callable[[str], Shapes] | None) -> list[_Written]:
     written: list[_Written] = []
     for line in lines:
         data = line.model_dump_json().encode("utf-8")
@@ -154,7 +157,10 @@ def _write_lines(part: _Part, lines: Iterable[MemoryLine]) -> list[_Written]:
                 "its rollouts out with --no-episodes"
             )
         part.write(data + b"\n")
-        written.append(_Written(line.id, digest_of_bytes(data), line.virtual_tokens, line.width))
+        of: Shapes = {"prompt": (line.virtual_tokens, line.width)}
+        if shapes is not None and line.recipe.parameterisation != "soft_prompt":
+            of = shapes(line.id)
+        written.append(_Written(line.id, digest_of_bytes(data), of))
     if not 1 <= len(written) <= MAX_MEMORIES:
         raise InputError(
             f"a pack holds 1 to {MAX_MEMORIES} memories; got {len(written)}: choose others with --memory or --state"
@@ -165,7 +171,7 @@ def _write_lines(part: _Part, lines: Iterable[MemoryLine]) -> list[_Written]:
 def _write_tensors(
     part: _Part, written: Sequence[_Written], prompt: Callable[[str], bytes], progress: Progress | None
 ) -> list[str]:
-    """The safetensors file of all prompts, tensor by tensor; a test reads it with the library. Digest of each."""
+    """The safetensors file of all memories, one after the other; a test reads it with the library. Digest of each."""
     part.write(_header(written))
     digests = []
     for done, memory in enumerate(written, start=1):
@@ -181,10 +187,10 @@ def _header(written: Sequence[_Written]) -> bytes:
     """Eight bytes of length, then JSON, padded to eight (github.com/huggingface/safetensors, "Format")."""
     entries, at = {}, 0
     for place, memory in enumerate(written):
-        end = at + 4 * memory.virtual_tokens * memory.width
-        shape = (memory.virtual_tokens, memory.width)
-        entries[tensor_name(place)] = {"dtype": "F32", "shape": shape, "data_offsets": (at, end)}
-        at = end
+        for name, shape in memory.shapes.items():
+            end = at + 4 * math.prod(shape)
+            entries[tensor_name(place, name)] = {"dtype": "F32", "shape": shape, "data_offsets": (at, end)}
+            at = end
     text = json.dumps(entries, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

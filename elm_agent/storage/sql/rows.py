@@ -80,6 +80,11 @@ def memory_record(row: MemoryRow, vault: Vault, uses: int, fixed: int, broken: i
 
 
 @_whole
+def recipe_of(row: MemoryRow) -> Recipe:
+    return Recipe(**row.recipe)
+
+
+@_whole
 def episode_record(row: EpisodeRow, vault: Vault) -> Episode:
     return Episode(
         **_columns(row, Episode, skip={"curve", "rollouts", "question", "majority_answer"}),

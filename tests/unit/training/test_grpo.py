@@ -191,9 +191,9 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(tmp_path: P
 
 
 def test_an_unknown_parameterisation_is_refused_by_name(model: LocalModel) -> None:
-    with pytest.raises(InputError, match="parameterisation is 'lora'"):
+    with pytest.raises(InputError, match="parameterisation is 'adapter'"):
         GrpoTrainer(model, get_task("text")).train(
-            QUESTION, recipe=replace(Recipe(), parameterisation="lora"), seed=0
+            QUESTION, recipe=replace(Recipe(), parameterisation="adapter"), seed=0
         )
 
 
@@ -222,7 +222,7 @@ def test_adamw_step_matches_the_formula() -> None:
     prompt_VE = torch.tensor([[1.0]], requires_grad=True)
     optimizer = torch.optim.AdamW([prompt_VE], lr=0.1, weight_decay=0.0)
     prompt_VE.grad = torch.tensor([[4.0]])
-    assert grpo.descend(prompt_VE, optimizer, max_norm=1.0) == pytest.approx(4.0)
+    assert grpo.descend([prompt_VE], optimizer, max_norm=1.0) == pytest.approx(4.0)
     # Clipped to 1; Adam's first step is lr * g / (|g| + 1e-8).
     assert float(prompt_VE.detach()) == pytest.approx(1.0 - 0.1, abs=1e-6)
     assert prompt_VE.grad is None

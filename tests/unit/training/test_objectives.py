@@ -60,7 +60,8 @@ def gradient_of_one_step(
     """What the trainer's only step puts on the memory, before clipping."""
     found: list[torch.Tensor] = []
 
-    def kept(prompt_VE: torch.Tensor, *_: Any) -> float:
+    def kept(parameters: list[torch.Tensor], *_: Any) -> float:
+        (prompt_VE,) = parameters
         assert prompt_VE.grad is not None
         found.append(prompt_VE.grad.clone())
         return float(prompt_VE.grad.norm())

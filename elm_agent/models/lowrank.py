@@ -1,0 +1,100 @@
+"""Low-rank matrices beside the frozen projections: each row of a batch may have its own, or none.
+
+Knows modules and rows; knows nothing of memories, questions or training. The matrices are added by forward hooks that
+live as long as one pass, so whoever calls the projections, transformers or ``step``, meets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from elm_agent.adapters import PROJECTIONS
+from elm_agent.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """``scale`` * B A beside every projection. ``matrices``: "<name>.A" (L, rank, in), "<name>.B" (L, out, rank)."""
+
+    matrices: Mapping[str, torch.Tensor]
+    scale: float
+
+    def detached(self, dtype: torch.dtype) -> Adapter:
+        """The same numbers without gradient."""
+        return Adapter({name: matrix.detach().to(dtype) for name, matrix in self.matrices.items()}, self.scale)
+
+    def beside(self, name: str, layer: int, inputs: torch.Tensor) -> torch.Tensor:
+        """What is added to the output of a projection: (..., out) for inputs (..., in)."""
+        down, up = self.matrices[f"{name}.A"][layer], self.matrices[f"{name}.B"][layer]
+        return (inputs @ down.to(inputs.dtype).t()) @ up.to(inputs.dtype).t() * self.scale
+
+
+def projections(model: PreTrainedModel) -> dict[str, list[nn.Module]]:
+    """By name, the projection of each layer. Raises ``InputError`` where layers have other linear modules."""
+    count, base = model.config.get_text_config().num_hidden_layers, model.base_model
+    stacks = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    found = [
+        {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+        for layer in (stacks[0] if stacks else ())
+    ]
+    for names in PROJECTIONS:
+        if found and all(set(layer) == set(names) for layer in found):
+            return {name: [layer[name] for layer in found] for name in names}
+    others = sorted({name for layer in found for name in layer} - {name for names in PROJECTIONS for name in names})
+    raise InputError(
+        f"low-rank memories need layers with the projections of Llama or GPT-2; {model.config.model_type!r} has "
+        f"{', '.join(others[:4]) or 'not all of them'}: use the parameterisation 'soft_prompt'"
+    )
+
+
+def sizes(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a projection."""
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.weight.shape[1])
+    return int(module.weight.shape[1]), int(module.weight.shape[0])  # type: ignore[index]
+
+
+@contextmanager
+def beside(modules: Mapping[str, Sequence[nn.Module]], adapters_B: Sequence[Adapter | None]) -> Iterator[None]:
+    """Passes in here add the adapter of each row of the batch to what ``modules``, the ``projections``, give."""
+    groups = _groups(adapters_B, next(next(iter(modules.values()))[0].parameters()).device)
+    with ExitStack() as stack:
+        for name, of_layers in modules.items():
+            for layer, module in enumerate(of_layers):
+                stack.callback(module.register_forward_hook(_hook(name, layer, groups)).remove)
+        yield
+
+
+_Group = tuple[Adapter, torch.Tensor | None]  # an adapter and the indices of its rows; None: all rows
+
+
+def _groups(adapters_B: Sequence[Adapter | None], device: torch.device) -> list[_Group]:
+    rows: dict[Adapter, list[int]] = {}  # adapters are told apart by identity
+    for row, adapter in enumerate(adapters_B):
+        if adapter is not None:
+            rows.setdefault(adapter, []).append(row)
+    everyone = len(adapters_B)
+    return [
+        (adapter, None if len(mine) == everyone else torch.tensor(mine, device=device))
+        for adapter, mine in rows.items()
+    ]
+
+
+def _hook(name: str, layer: int, groups: Sequence[_Group]) -> Any:
+    def add(_module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        for adapter, rows_N in groups:
+            if rows_N is None:
+                output = output + adapter.beside(name, layer, inputs[0])
+            else:
+                output = output.index_add(0, rows_N, adapter.beside(name, layer, inputs[0][rows_N]))
+        return output
+
+    return add
