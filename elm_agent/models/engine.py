@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
@@ -19,6 +20,7 @@ from elm_agent.errors import InputError, JobCancelled, ModelError, ModelMismatch
 from elm_agent.models import keys
 from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.drawing import Drawer, Drawing
+from elm_agent.models.int8 import int8_twin
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.network import Network
 from elm_agent.models.reading import misfit
@@ -63,6 +65,9 @@ class LocalModel:
         self._fingerprint = fingerprint
         self._lease = ModelLease()
         self.kv_heads = kv_heads
+        self.draws_itself = drawer is None
+        self._int8: Network | None = None
+        self._making = threading.Lock()
         self._serving: Drawing = (drawer or partial(Serving, join_window=join_window))(
             self.network,
             self._lease,
@@ -80,6 +85,17 @@ class LocalModel:
     @property
     def context_length(self) -> int:
         return self._serving.context_length
+
+    @property
+    def int8_network(self) -> Network:
+        """The network's twin in 8 bits, made when it is first asked for and shared by all memories.
+
+        Raises ``ModelError`` where there can be none.
+        """
+        with self._making:
+            if self._int8 is None:
+                self._int8 = int8_twin(self.network)
+            return self._int8
 
     # --- text in -----------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ import torch
 from elm_agent.errors import InputError, TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
-from elm_agent.records import Recipe, StepRecord
+from elm_agent.models.int8 import why_not_int8
+from elm_agent.records import EXACT, Recipe, StepRecord
 
 
 def refuse_others(recipe: Recipe, known: Mapping[str, object], trainer: str = "this trainer") -> None:
@@ -30,6 +31,16 @@ def refuse_too_long(recipe: Recipe, model: LocalModel, prompt_length: int) -> No
             f"of the question, {recipe.max_new_tokens} new), more than the model's context of "
             f"{model.context_length}: lower `learning.max_new_tokens`"
         )
+
+
+def refuse_unable(recipe: Recipe, model: LocalModel) -> None:
+    """Raise ``InputError`` for rollouts that this model cannot draw in the way that the recipe asks for."""
+    reasons = {"rollout_weights": why_not_int8(model.network), "rollout_drafts": model.network.why_slow}
+    for name, why in reasons.items():
+        if not model.draws_itself:
+            why = "another engine draws the tokens of this model"
+        if why is not None and getattr(recipe, name) != EXACT[name]:
+            raise InputError(f"recipe: {name} is {getattr(recipe, name)!r}, but {why}: use {EXACT[name]!r}")
 
 
 def refuse_unsound(rows: Sequence[Row], step: int) -> None:

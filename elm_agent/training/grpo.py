@@ -18,13 +18,21 @@ import torch
 
 from elm_agent.errors import InputError, JobCancelled
 from elm_agent.models.decoding import Row
+from elm_agent.models.drafting import Drafts
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.serving import Start
 from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.training import numerics
-from elm_agent.training.checks import keeping, refuse_diverged, refuse_others, refuse_too_long, refuse_unsound
+from elm_agent.training.checks import (
+    keeping,
+    refuse_diverged,
+    refuse_others,
+    refuse_too_long,
+    refuse_unable,
+    refuse_unsound,
+)
 from elm_agent.training.judging import judge
 from elm_agent.training.objectives import objective_of, settled
 from elm_agent.training.parameterisations import Learning, parameterisation_of
@@ -67,6 +75,7 @@ class GrpoTrainer:
         optimizer = torch.optim.AdamW(memory.parameters, lr=recipe.learning_rate, weight_decay=0.0)
         reference = self._reference(recipe, memory, text_ids)
         target = self._greedy(recipe, text_ids, last_id, cancelled) if objective.imitates else None
+        drafts = Drafts() if recipe.rollout_drafts else None
         curve: list[StepRecord] = []
         rollouts: list[Rollout] = []
         with keeping(curve):
@@ -77,7 +86,7 @@ class GrpoTrainer:
                 tick = time.perf_counter()
                 with self.model.training():
                     prefix, embeds_TE = memory.read(text_ids), memory.embeds(text_ids)
-                rows = target or self._group(recipe, prefix, embeds_TE, last_id, seed, step, cancelled)
+                rows = target or self._group(recipe, prefix, embeds_TE, last_id, seed, step, drafts, cancelled)
                 refuse_unsound(rows, step)
                 seconds_rollout = time.perf_counter() - tick
                 # 2b. Votes are the rewards: 1 for the most common answer's class, else 0; or the given answer's.
@@ -149,11 +158,14 @@ class GrpoTrainer:
         last_id: int,
         seed: int,
         step: int,
+        drafts: Drafts | None,
         cancelled: Callable[[], bool],
     ) -> list[Row]:
         with self.model.training():
             start = first_token(prefix.network, prefix, last_id, embeds_TE)
-        return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled)
+        if recipe.rollout_weights == "int8":
+            start.prefix.network = self.model.int8_network  # which has read nothing, but draws what follows
+        return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled, drafts=drafts)
 
 
 def rollout_seed(seed: int, step: int, index: int) -> int:
@@ -175,18 +187,31 @@ def first_token(network: Network, prefix: Prefix, last_id: int, embeds_TE: torch
 
 
 def sample_group(
-    model: LocalModel, start: Start, recipe: Recipe, *, seed: int, step: int, cancelled: Callable[[], bool]
+    model: LocalModel,
+    start: Start,
+    recipe: Recipe,
+    *,
+    seed: int,
+    step: int,
+    cancelled: Callable[[], bool],
+    drafts: Drafts | None = None,
 ) -> list[Row]:
-    """G sampled completions, drawn beside whatever else the model is drawing."""
+    """G sampled completions, drawn beside whatever else the model is drawing. They are guessed by ``drafts``, and
+    added to them."""
     rows = [
         Row(
             max_new_tokens=recipe.max_new_tokens,
             temperature=recipe.temperature,
             seed=rollout_seed(seed, step, index),
+            drafts=drafts,
         )
         for index in range(recipe.rollouts)
     ]
-    return model.sample(start, rows, cancelled)
+    drawn = model.sample(start, rows, cancelled)
+    if drafts is not None:
+        for row in drawn:
+            drafts.add(row.tokens)
+    return drawn
 
 
 def descend(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, max_norm: float) -> float:
@@ -203,4 +228,5 @@ def descend(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
 def _check(recipe: Recipe, model: LocalModel, prompt_length: int) -> None:
     """Raise ``InputError`` for what this trainer cannot do, or could do and not keep: before the first step."""
     refuse_others(recipe, {"trainer": "native", "kv_heads": model.kv_heads})
+    refuse_unable(recipe, model)
     refuse_too_long(recipe, model, prompt_length)
