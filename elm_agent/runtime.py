@@ -320,6 +320,11 @@ def check_settings(settings: Settings) -> None:
         raise SettingsError(
             f"vllm.options is set, but engine is {settings.engine!r}: set it to 'vllm', or leave it out"
         )
+    if settings.engine == "vllm" and settings.learning.parameterisation != "soft_prompt":
+        raise SettingsError(
+            f"engine 'vllm' reads embeddings alone, and learning.parameterisation is "
+            f"{settings.learning.parameterisation!r}: set one of them to its default"
+        )
     if settings.ray.min_actors > settings.ray.max_actors:
         raise SettingsError(
             f"ray.min_actors ({settings.ray.min_actors}) is more than ray.max_actors ({settings.ray.max_actors})"
@@ -390,6 +395,24 @@ def _check_model(settings: Settings, model: LanguageModel) -> None:
         )
     if settings.retrieval.key is KeyKind.KV:
         model.query("kv", KeyKind.KV)  # a model without such keys says so here, not at the first question
+    _check_kind(settings, model)
+
+
+def _check_kind(settings: Settings, model: LanguageModel) -> None:
+    """What the model's architecture does not allow is said here, not by the first job."""
+    from elm_agent.models.engine import LocalModel
+
+    kind = settings.learning.parameterisation
+    if not isinstance(model, LocalModel) or kind == "soft_prompt":
+        return
+    network = model.network
+    if kind == "lora":
+        _ = network.projections  # raises
+    elif settings.retrieval.key is KeyKind.KV and network.why_slow is not None:
+        raise SettingsError(
+            f"learning.parameterisation is 'prefix' and retrieval.key is 'kv': how this model turns its keys is not "
+            f"known ({network.why_slow}): use the key 'input'"
+        )
 
 
 def _check_shared(settings: Settings, bank: Bank, model: LanguageModel) -> None:

@@ -56,6 +56,11 @@ class LearningSettings(_Section):
     objective: Literal["grpo_majority", "sft_greedy"] = Field(
         "grpo_majority", description="GRPO on votes (paper), or its comparison: imitate the greedy answer"
     )
+    parameterisation: Literal["soft_prompt", "prefix", "lora"] = Field(
+        "soft_prompt", description="what is trained: V embeddings (paper), keys and values of V positions, or B A"
+    )
+    lora_rank: int = Field(16, ge=1, le=256, description="of A and B; gives the paper's 42M numbers for Llama 8B")
+    lora_alpha: float = Field(16.0, gt=0, description="alpha / rank times B A is added; lost in the paper")
     skip_equal_rewards: bool = Field(
         False, description="approximation: a step whose rewards are all equal changes nothing, momentum included"
     )
@@ -77,11 +82,20 @@ class LearningSettings(_Section):
             raise ValueError("it needs reference answers, which an agent has not: use `GrpoTrainer` for such a study")
         return value
 
+    @field_validator("parameterisation", mode="before")
+    @classmethod
+    def _no_copies(cls, value: Any) -> Any:
+        if value == "full":
+            raise ValueError("it trains a copy of the whole model, which no bank keeps: a study uses `GrpoTrainer`")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> LearningSettings:
         recipe = self.recipe()
         if recipe.contradiction is not None:
             raise ValueError(recipe.contradiction)
+        if recipe.trainer == "trl" and recipe.parameterisation != "soft_prompt":
+            raise ValueError("trainer 'trl' knows the parameterisation 'soft_prompt' alone: use trainer 'native'")
         if recipe.trainer == "trl" and (recipe.objective != "grpo_majority" or recipe.approximations):
             raise ValueError(
                 "trainer 'trl' knows the objective 'grpo_majority' alone, and no approximation: use trainer 'native'"
