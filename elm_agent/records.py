@@ -375,6 +375,11 @@ class Episode:
     seconds: float
     created_at: datetime
 
+    @property
+    def seconds_per_step(self) -> float:
+        """Wall time of a step in the mean, its completions and its update; 0 without a curve."""
+        return sum(step.seconds for step in self.curve) / max(1, len(self.curve))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:

@@ -26,7 +26,8 @@ def show_lineage(
     pinned = ", pinned" if memory.pinned else ""
     out.say(f"{memory.id}: {memory.state}{pinned}{f', {memory.reason}' if memory.reason else ''}")
     out.say(f"made from: {memory.question}")
-    out.say(f"majority answer: {episode.majority_answer}; seed {episode.seed}; {episode.seconds:.1f} s\n")
+    seconds = f"{episode.seconds:.1f} s, {episode.seconds_per_step:.3g} s a step"
+    out.say(f"majority answer: {episode.majority_answer}; seed {episode.seed}; {seconds}\n")
     _votes(out, episode)
     _curve(out, episode)
     if rollouts:
@@ -37,7 +38,7 @@ def show_lineage(
         (event.revision, when(event.created_at), event.kind, event.actor, to_json(event.detail)) for event in events
     ]
     out.table(("revision", "when", "what", "by", "detail"), rows)
-    _provenance(out, memory)
+    _provenance(out, memory, events)
 
 
 def _votes(out: Output, episode: Episode) -> None:
@@ -97,9 +98,12 @@ def _uses(out: Output, memory: MemoryRecord, uses: Sequence[UseRecord]) -> None:
     out.say("")
 
 
-def _provenance(out: Output, memory: MemoryRecord) -> None:
+def _provenance(out: Output, memory: MemoryRecord, events: Sequence[EventRecord]) -> None:
     model = memory.model
+    counted = [event.detail for event in events if "parameters" in event.detail]  # as it was made or came in
+    size = ", {parameters} numbers in {bytes} bytes".format(**counted[0]) if counted else ""
     out.say(f"\nmodel {model.name}: weights {model.weights}, tokenizer {model.tokenizer}, template {model.template}")
     out.say("recipe " + ", ".join(f"{name}={value}" for name, value in asdict(memory.recipe).items()))
-    out.say(f"tensor {memory.tensor_digest} ({memory.virtual_tokens} x {memory.width}); job {memory.job_id}")
+    shape = f"{memory.recipe.parameterisation}, {memory.virtual_tokens} x {memory.width}{size}"
+    out.say(f"tensor {memory.tensor_digest} ({shape}); job {memory.job_id}")
     out.say(f"elm_agent {memory.library_version}, format {memory.format_version}")

@@ -254,7 +254,7 @@ def _tell(options: Shared, memory: MemoryRecord) -> None:
         "task": memory.task,
         "uses": f"{memory.uses}, fixed {memory.fixed}, broken {memory.broken}",
         "vote share": f"{memory.final_vote_share:.3f} at the last step",
-        "prompt": f"{memory.virtual_tokens} x {memory.width}, {memory.tensor_digest}",
+        "tensor": f"{recipe.parameterisation}, {memory.virtual_tokens} x {memory.width}, {memory.tensor_digest}",
         "model": f"{memory.model.name} ({memory.model.id})",
         "recipe": f"{recipe.parameterisation}, {recipe.objective}, {recipe.steps} x {recipe.rollouts} rollouts, "
         f"trainer {recipe.trainer}" + "".join(f", approximation {name}" for name in recipe.approximations),

@@ -183,6 +183,8 @@ def _known(session: Session, namespace: str, wanted: Sequence[_Wanted]) -> dict[
 
 def _insert(change: Change, new: Sequence[_New]) -> None:
     """Rows go in table by table, past the ORM: several times quicker than one by one."""
+    from elm_agent.adapters import bytes_of, numbers_of
+
     session, namespace, vault, now = change.session, change.namespace.name, change.vault, change.now
     widths = {kind: publish.key_width(session, namespace, kind) for kind in KeyKind}
     models, recipes = ({part: asdict(part) for part in parts} for parts in _parts(new))
@@ -191,6 +193,7 @@ def _insert(change: Change, new: Sequence[_New]) -> None:
         episode_id = new_id("ep")
         detail = {"tensor_digest": digest, "state": item.state.value, "origin": item.origin} | item.detail
         detail |= {"valid_until": horizon(item.valid_until)}
+        detail |= {"parameters": numbers_of(item.prompt), "bytes": bytes_of(item.prompt)}
         proof = _proof(namespace, item, plain, models[item.model], recipes[item.recipe])
         events.append(change.linked(EventKind.IMPORTED, memory_id, detail, text=proof))
         revision = change.namespace.revision

@@ -104,7 +104,9 @@ def _write(
         change = Change(session, owner, lease.owner, now, vault)
         vectors = [(key.kind, key.vector) for key in keys]
         proof = record_proof(episode, prompt=plain, keys=vectors, model=memory.model, recipe=memory.recipe)
-        change.note(EventKind.CREATED, memory, {"job_id": lease.job.id, "tensor_digest": digest}, text=proof)
+        size = {"parameters": made.trained.parameters, "bytes": made.trained.nbytes}
+        detail = {"job_id": lease.job.id, "tensor_digest": digest} | size
+        change.note(EventKind.CREATED, memory, detail, text=proof)
         gated = {"state": made.state.value, "vote_share": made.trained.final.vote_share}
         change.note(EventKind.GATED, memory, gated, text=made.reason)
         if made.state == MemoryState.ACTIVE:
