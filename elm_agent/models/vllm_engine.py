@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from elm_agent.records import Generation
 ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which no fork survives
     "VLLM_NO_USAGE_STATS": "1",  # nothing is sent anywhere
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output belongs to the program
 }
 """What vLLM reads when it starts; values of the user's stay."""
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _LARGEST_SEED = 2**63 - 1
+_PATIENCE = 30  # seconds for vLLM's processes to end by themselves
 
 
 def vllm_drawer(folder: Path, *, gpu_memory_utilization: float, options: Mapping[str, Any]) -> Drawer:
@@ -106,6 +108,7 @@ class VllmTokens:
             "generation_config": "vllm",  # no penalties or cut-offs of the model's own: they are not the policy
             "scheduling_policy": "priority",
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "trust_remote_code": False,
             "load_format": "safetensors",
         }
@@ -163,7 +166,7 @@ class VllmTokens:
             raise ModelError(f"vLLM ended a row with reason {reason!r}: see its log, and open a new runtime")
 
     def close(self) -> None:
-        self._engine.shutdown()
+        self._engine.shutdown(timeout=_PATIENCE)
 
 
 def refuse_missing() -> None:
@@ -204,6 +207,7 @@ def _started(fixed: Mapping[str, Any], free: Mapping[str, Any]) -> Any:
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """Processes started in here do not hear Ctrl-C: this one does, and wants to end its step first."""
+    resource_tracker.ensure_running()  # once it runs it leaves the mask alone, which the children inherit
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

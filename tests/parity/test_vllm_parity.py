@@ -7,6 +7,9 @@ may differ. Rollouts are as likely to vLLM as to the network that learns from th
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 from elm_agent import models
+from elm_agent.errors import ModelError
 from elm_agent.models.engine import LocalModel
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Generation, Recipe
@@ -131,3 +135,22 @@ def test_a_memory_learns_from_rollouts_of_vllm(outside: LocalModel) -> None:
     for mean, largest in ratios:
         assert mean is None or mean == pytest.approx(1, abs=0.01)
         assert largest is None or largest < 1.1
+
+
+def test_an_interrupt_is_for_the_program_and_not_for_vllm(outside: LocalModel) -> None:
+    for process in multiprocessing.active_children():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+    assert outside.generate(requests(outside, max_new_tokens=4)[:1])[0].token_ids
+
+
+def test_when_vllm_dies_its_rows_fail(outside: LocalModel) -> None:  # the last one: nothing is drawn after it
+    (asked, *_) = requests(outside, max_new_tokens=500, temperature=1.0, seed=1)
+    stream = outside.stream(asked)
+    next(stream)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(ModelError, match="open a new runtime"):
+        list(stream)
+    with pytest.raises(ModelError, match="open a new runtime"):
+        outside.generate([asked])
