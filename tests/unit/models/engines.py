@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from elm_agent.errors import ModelError
-from elm_agent.models.decoding import Decoder, Row
+from elm_agent.models.decoding import Row, pick_tokens
 from elm_agent.models.drawing import Drawer
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.lease import ModelLease
@@ -55,18 +55,20 @@ class TwinTokens:
         urgent: bool,
     ) -> AsyncGenerator[tuple[list[int], list[float]], None]:
         row = Row(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        decoder = Decoder(self._network, end_ids)
+        uniforms, ends = row.uniforms(), frozenset(end_ids)
         with torch.no_grad():
-            decoder.join(*self._network.read([embeds_TE]), [row])
+            prefix, logits_1V = self._network.read([embeds_TE])
         try:
-            while decoder.rows:
+            while row.going:
                 self._trouble(row)
-                logits_1V = decoder._logits_BV
-                assert logits_1V is not None
-                decoder.step()
-                scaled_V = (logits_1V[0] / (temperature or 1.0)).log_softmax(dim=-1)
-                yield [row.tokens[-1]], [float(scaled_V[row.tokens[-1]])]
+                number = torch.tensor([uniforms[len(row.tokens)]], dtype=torch.float64)
+                token = int(pick_tokens(logits_1V, torch.tensor([temperature]), number))
+                row.tokens.append(token)
+                row.finished = token in ends
+                yield [token], [float((logits_1V[0] / (temperature or 1.0)).log_softmax(dim=-1)[token])]
                 await asyncio.sleep(0.001 * urgent)
+                with torch.no_grad():
+                    logits_1V = self._network.extend(prefix, torch.tensor([[token]]))[:, -1]
         finally:
             self.left += 1
 
@@ -101,7 +103,7 @@ def open_engine(engine: str, folder: Path, **options: Any) -> LocalModel:
         "twin": partial(twin_drawer, **options),
         "vllm": partial(vllm_drawer, folder, gpu_memory_utilization=0.3, options={**SMALL_VLLM, **options}),
     }
-    loaded = load_pretrained(str(folder), device="auto", dtype="float32", offline=True)
+    loaded = load_pretrained(str(folder), device="auto" if engine == "vllm" else "cpu", dtype="float32", offline=True)
     return LocalModel(
         loaded.model,
         loaded.tokenizer,

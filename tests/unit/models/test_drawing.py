@@ -184,7 +184,8 @@ def test_scores_do_not_depend_on_how_they_are_taken(model: LocalModel, monkeypat
     for whole, parts in zip(once, in_parts, strict=True):
         assert len(whole) == len(tokens)
         assert parts == pytest.approx(whole, abs=1e-4)
-    slow_TV = model.network.model(input_ids=torch.tensor([[*model.encode(CHAT), *tokens]])).logits[0].log_softmax(-1)
+    ids_1T = torch.tensor([[*model.encode(CHAT), *tokens]], device=model.network.device)
+    slow_TV = model.network.model(input_ids=ids_1T).logits[0].log_softmax(dim=-1)
     known = [float(known_V[token]) for known_V, token in zip(slow_TV[-31:-1], tokens, strict=True)]
     assert once[0] == pytest.approx(known, abs=1e-4)
     uniform = math.log(slow_TV.shape[1])
