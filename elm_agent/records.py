@@ -171,7 +171,7 @@ class Recipe:
     skip_equal_rewards: bool = False  # approximation: a step whose rewards are all equal changes nothing
     stop_when_settled: int = 0  # approximation: stop after so many steps in a row at ``settled_share``; 0: never
     settled_share: float = 1.0  # the vote share from which a step counts as settled
-    rollout_weights: str = "exact"  # approximation: "int8" draws rollouts with weights of 8 bits, on a CPU
+    rollout_weights: str = "exact"  # approximation: "float16" or "int8" draw rollouts with rounded weights, on a CPU
     rollout_drafts: bool = False  # approximation: tokens guessed from earlier rollouts are read several at a time
     lora_rank: int = 16  # of each matrix of a `lora` memory
     lora_alpha: float = 16.0  # a `lora` memory adds alpha / rank times B A
@@ -214,12 +214,12 @@ class Recipe:
                         f"objective 'sft_greedy' has one completion, no votes and no KL term; {name} is {value!r}: "
                         "leave it out"
                     )
-        if self.rollout_weights not in ("exact", "int8"):
-            return f"rollout_weights is {self.rollout_weights!r}: expected 'exact' or 'int8'"
-        if self.rollout_weights == "int8" and self.parameterisation not in ("soft_prompt", "prefix"):
+        if self.rollout_weights not in ("exact", "float16", "int8"):
+            return f"rollout_weights is {self.rollout_weights!r}: expected 'exact', 'float16' or 'int8'"
+        if self.rollout_weights != "exact" and self.parameterisation not in ("soft_prompt", "prefix"):
             return (
-                f"rollout_weights 'int8' has its own copy of the layers that a memory of parameterisation "
-                f"{self.parameterisation!r} changes: use rollout_weights 'exact'"
+                f"rollout_weights {self.rollout_weights!r} are a copy of the layers that a memory of "
+                f"parameterisation {self.parameterisation!r} changes: use rollout_weights 'exact'"
             )
         return None
 

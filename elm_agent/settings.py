@@ -68,8 +68,8 @@ class LearningSettings(_Section):
         0, ge=0, description="approximation: stop after so many steps in a row at `settled_share`; 0: never"
     )
     settled_share: float = Field(1.0, gt=0, le=1, description="vote share from which a step counts as settled")
-    rollout_weights: Literal["exact", "int8"] = Field(
-        "exact", description="approximation 'int8': rollouts drawn with 8-bit weights on a CPU, and corrected for"
+    rollout_weights: Literal["exact", "float16", "int8"] = Field(
+        "exact", description="approximation: rollouts drawn with rounded weights on a CPU, and corrected for"
     )
     rollout_drafts: bool = Field(
         False, description="approximation: rollouts read several tokens at once, guessed from earlier rollouts"

@@ -20,12 +20,12 @@ from elm_agent.errors import InputError, JobCancelled, ModelError, ModelMismatch
 from elm_agent.models import keys
 from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.drawing import Drawer, Drawing
-from elm_agent.models.int8 import int8_twin
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.network import Network
 from elm_agent.models.reading import misfit
 from elm_agent.models.serving import Serving, Start, Tokens
 from elm_agent.models.streaming import TextStream
+from elm_agent.models.twins import twin_of
 from elm_agent.protocols import GenerationRequest, Message
 from elm_agent.records import Generation, KeyKind, MemoryKeys, ModelFingerprint, Vector
 from elm_agent.softprompt import SoftPrompt
@@ -66,7 +66,7 @@ class LocalModel:
         self._lease = ModelLease()
         self.kv_heads = kv_heads
         self.draws_itself = drawer is None
-        self._int8: Network | None = None
+        self._twins: dict[str, Network] = {}
         self._making = threading.Lock()
         self._serving: Drawing = (drawer or partial(Serving, join_window=join_window))(
             self.network,
@@ -86,16 +86,15 @@ class LocalModel:
     def context_length(self) -> int:
         return self._serving.context_length
 
-    @property
-    def int8_network(self) -> Network:
-        """The network's twin in 8 bits, made when it is first asked for and shared by all memories.
+    def twin(self, weights: str) -> Network:
+        """The network with rounded weights, see ``twins``: made when first asked for, and shared by all memories.
 
         Raises ``ModelError`` where there can be none.
         """
         with self._making:
-            if self._int8 is None:
-                self._int8 = int8_twin(self.network)
-            return self._int8
+            if weights not in self._twins:
+                self._twins[weights] = twin_of(self.network, weights)
+            return self._twins[weights]
 
     # --- text in -----------------------------------------------------------------------------------------
 

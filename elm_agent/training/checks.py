@@ -11,7 +11,7 @@ import torch
 from elm_agent.errors import InputError, TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
-from elm_agent.models.int8 import why_not_int8
+from elm_agent.models.twins import why_no_twin
 from elm_agent.records import EXACT, Recipe, StepRecord
 
 
@@ -35,7 +35,7 @@ def refuse_too_long(recipe: Recipe, model: LocalModel, prompt_length: int) -> No
 
 def refuse_unable(recipe: Recipe, model: LocalModel) -> None:
     """Raise ``InputError`` for rollouts that this model cannot draw in the way that the recipe asks for."""
-    reasons = {"rollout_weights": why_not_int8(model.network), "rollout_drafts": model.network.why_slow}
+    reasons = {"rollout_weights": why_no_twin(model.network), "rollout_drafts": model.network.why_slow}
     for name, why in reasons.items():
         if not model.draws_itself:
             why = "another engine draws the tokens of this model"

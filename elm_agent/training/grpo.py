@@ -163,8 +163,8 @@ class GrpoTrainer:
     ) -> list[Row]:
         with self.model.training():
             start = first_token(prefix.network, prefix, last_id, embeds_TE)
-        if recipe.rollout_weights == "int8":
-            start.prefix.network = self.model.int8_network  # which has read nothing, but draws what follows
+        if recipe.rollout_weights != "exact":
+            start.prefix.network = self.model.twin(recipe.rollout_weights)  # it draws what follows
         return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled, drafts=drafts)
 
 

@@ -1,4 +1,4 @@
-"""Rollouts that are drawn in another way than exactly: in 8 bits, and from drafts; what changes and what does not."""
+"""Rollouts that are drawn in another way: with rounded weights, or with drafts; what changes and what does not."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ def train(model: LocalModel, recipe: Recipe, question: str = QUESTIONS[0]) -> Tr
     return GrpoTrainer(model, get_task("text")).train(question, recipe=recipe, seed=0)
 
 
-# --- in 8 bits ------------------------------------------------------------------------------------------------
+# --- with rounded weights -------------------------------------------------------------------------------------
 
 
-def test_rollouts_in_8_bits_are_corrected_for(model: LocalModel) -> None:
-    exact, rough = train(model, RECIPE), train(model, INT8)
+@pytest.mark.parametrize(("weights", "away"), [("float16", 0.01), ("int8", 0.3)])
+def test_rollouts_with_rounded_weights_are_corrected_for(model: LocalModel, weights: str, away: float) -> None:
+    exact, rough = train(model, RECIPE), train(model, replace(RECIPE, rollout_weights=weights))
     assert [record.ratio_mean for record in exact.curve] == [None] * 4
     for record in rough.curve:
         if record.grad_norm > 0:  # else nothing was learned, and nothing to be corrected
-            assert record.ratio_mean == pytest.approx(1, abs=0.3)
+            assert record.ratio_mean == pytest.approx(1, abs=away)
             assert record.ratio_max is not None
             assert record.ratio_max > 1
     assert any(record.grad_norm > 0 for record in rough.curve)
@@ -74,8 +75,8 @@ def test_answers_stay_exact_and_one_twin_serves_all_memories(
     model: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[object] = []
-    make = engine.int8_twin
-    monkeypatch.setattr(engine, "int8_twin", lambda network: made.append(network) or make(network))
+    make = engine.twin_of
+    monkeypatch.setattr(engine, "twin_of", lambda *given: made.append(given) or make(*given))
     request = GenerationRequest(prompt_ids=model.encode(get_task("text").messages(QUESTIONS[0])), max_new_tokens=8)
     before = model.generate([request])
     alone = [train(model, INT8, question) for question in QUESTIONS]
@@ -90,7 +91,7 @@ def test_answers_stay_exact_and_one_twin_serves_all_memories(
         torch.testing.assert_close(one.prompt.prompt_VE, other.prompt.prompt_VE, rtol=0, atol=1e-5)
 
 
-def test_rollouts_in_8_bits_stop_when_asked(model: LocalModel) -> None:
+def test_rollouts_on_a_twin_stop_when_asked(model: LocalModel) -> None:
     stop = threading.Event()
     with pytest.raises(engine.JobCancelled):
         GrpoTrainer(model, get_task("text")).train(
@@ -144,8 +145,8 @@ def test_memories_with_and_without_drafts_learn_beside_each_other(model: LocalMo
             "rollout_weights is 'int8', but the model is loaded as float64, .*: use 'exact'",
         ),
         (DRAFTS, {"architecture": "gpt2"}, "rollout_drafts is True, but its architecture 'gpt2' .*: use False"),
-        (replace(RECIPE, rollout_weights="int4"), {}, "rollout_weights is 'int4': expected 'exact' or 'int8'"),
-        (replace(INT8, parameterisation="lora"), {}, "'int8' has its own copy of the layers .*'lora' changes"),
+        (replace(RECIPE, rollout_weights="int4"), {}, "'int4': expected 'exact', 'float16' or 'int8'"),
+        (replace(INT8, parameterisation="lora"), {}, "'int8' are a copy of the layers .*'lora' changes"),
         (replace(INT8, objective="sft_greedy"), {}, "'sft_greedy' has one completion, .*rollout_weights is 'int8'"),
     ],
 )
