@@ -399,20 +399,11 @@ def _check_model(settings: Settings, model: LanguageModel) -> None:
 
 
 def _check_kind(settings: Settings, model: LanguageModel) -> None:
-    """What the model's architecture does not allow is said here, not by the first job."""
+    """An architecture whose projections are not known says so here, not at the first job."""
     from elm_agent.models.engine import LocalModel
 
-    kind = settings.learning.parameterisation
-    if not isinstance(model, LocalModel) or kind == "soft_prompt":
-        return
-    network = model.network
-    if kind == "lora":
-        _ = network.projections  # raises
-    elif settings.retrieval.key is KeyKind.KV and network.why_slow is not None:
-        raise SettingsError(
-            f"learning.parameterisation is 'prefix' and retrieval.key is 'kv': how this model turns its keys is not "
-            f"known ({network.why_slow}): use the key 'input'"
-        )
+    if settings.learning.parameterisation == "lora" and isinstance(model, LocalModel):
+        _ = model.network.projections
 
 
 def _check_shared(settings: Settings, bank: Bank, model: LanguageModel) -> None:

@@ -209,11 +209,11 @@ class LocalModel:
         return MemoryKeys(input=keys.input_key(embeds_TE), kv=kv)
 
     def keys_of_states(self, initial_VE: torch.Tensor, keys_LHVD: torch.Tensor) -> MemoryKeys:
-        """Keys of a memory that began as embeddings (V, E) and became attention keys; ``kv`` is None where their
-        rotation is not known."""
-        kv = None
-        if self.network.why_slow is None:
-            kv = keys.states_key(self.network, keys_LHVD, kv_heads=self.kv_heads)
+        """Keys of a memory that began as embeddings (V, E) and became attention keys; where their rotation is not
+        known, as it began."""
+        if self.network.why_slow is not None:
+            return self.keys_of(initial_VE)
+        kv = keys.states_key(self.network, keys_LHVD, kv_heads=self.kv_heads)
         return MemoryKeys(input=keys.input_key(initial_VE), kv=kv)
 
     def _check(self, request: GenerationRequest) -> None:

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
-BATCH = 100  # memories of one transaction: 29 MB of prompts of a 7B model
+BATCH = 100  # memories of one transaction: 29 MB of soft prompts of a 7B model
+BATCH_BYTES = 2**26  # of their tensors, where these are larger
 NO_QUESTION = "(the question was not exported)"
 
 
@@ -329,7 +330,7 @@ def _count_new(bank: Bank, namespace: str | None, reader: PackReader, told: Prog
     vault = bank.vault if namespace is not None else PlainVault()
     seen: set[str] = set()
     known, done, total = 0, 0, len(reader.manifest.memories)
-    for batch in _batches(reader.memories()):
+    for batch in _memories(reader):
         plain = [to_bytes(memory.prompt) for memory in batch]
         contents = {publish.content_digest(vault, namespace or "", data) for data in plain} - seen
         seen |= contents
@@ -354,7 +355,7 @@ def _adopt_all(
 ) -> Iterator[tuple[str, str]]:
     """(id in the pack, id here) of every memory that is new."""
     done = total = len(reader.manifest.memories)
-    for batch in _batches(reader.memories()):
+    for batch in _memories(reader):
         items = [_adopted(memory, reader, signed_by) for memory in batch]
         stored = bank.adopt(namespace, items, actor=actor, observe=observe)
         for memory, (memory_id, created) in zip(batch, stored, strict=True):
@@ -395,6 +396,20 @@ def _adopted(memory: PackedMemory, reader: PackReader, signed_by: str | None) ->
 
 def _batches(items: Iterator[_Item]) -> Iterator[list[_Item]]:
     while batch := list(islice(items, BATCH)):
+        yield batch
+
+
+def _memories(reader: PackReader) -> Iterator[list[PackedMemory]]:
+    """The pack's memories, as many at a time as one transaction takes."""
+    from elm_agent.adapters import bytes_of
+
+    batch: list[PackedMemory] = []
+    for memory in reader.memories():
+        batch.append(memory)
+        if len(batch) == BATCH or sum(bytes_of(one.prompt) for one in batch) >= BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
         yield batch
 
 

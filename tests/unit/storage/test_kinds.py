@@ -248,6 +248,3 @@ def test_a_model_that_cannot_is_refused_when_it_is_opened(tmp_path: Path) -> Non
     common = {"model": fused, "home": tmp_path / "home", "task": "text"}
     with pytest.raises(InputError, match="'phi3' has mlp"):
         open_runtime(**common, learning={"parameterisation": "lora"})
-    slow = str(write_tiny_model(tmp_path / "olmo2", architecture="olmo2"))
-    with pytest.raises(SettingsError, match="use the key 'input'"):
-        open_runtime(**common | {"model": slow}, learning={"parameterisation": "prefix"}, retrieval={"key": "kv"})
