@@ -98,7 +98,7 @@ def gap(model: LocalModel, request: GenerationRequest, before: tuple[int, ...], 
 
 
 def test_greedy_answers_are_the_same(native: LocalModel, outside: LocalModel) -> None:
-    asked = requests(native, max_new_tokens=32)
+    asked = requests(native, max_new_tokens=24)
     (own, own_seconds), (theirs, their_seconds) = timed(native, asked), timed(outside, asked)
     same, furthest = 0, 0.0
     for request, mine, other in zip(asked, own, theirs, strict=True):
@@ -127,7 +127,7 @@ def test_seeds_draw_the_same_rollouts_again(outside: LocalModel) -> None:
 
 
 def test_a_memory_learns_from_rollouts_of_vllm(outside: LocalModel) -> None:
-    recipe = Recipe(virtual_tokens=20, rollouts=8, steps=4, max_new_tokens=16, temperature=1.0)
+    recipe = Recipe(virtual_tokens=20, rollouts=8, steps=3, max_new_tokens=12, temperature=1.0)
     trained = GrpoTrainer(outside, get_task("math")).train("What is 7 times 8?", recipe=recipe, seed=1)
     ratios = [(step.ratio_mean, step.ratio_max) for step in trained.curve]
     print(f"\nratios by step (mean, largest): {ratios}")
