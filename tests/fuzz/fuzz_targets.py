@@ -21,10 +21,12 @@ import torch
 from fuzz_edits import NASTY, Choices, edit_bytes, edit_json
 from pydantic import BaseModel
 
+from elm_agent.adapters import PROJECTIONS, Kept, KeyValues, LowRank, from_bytes, to_bytes
 from elm_agent.errors import ElmError
+from elm_agent.records import Recipe
 from elm_agent.runtime import check_settings
 from elm_agent.settings import Settings, load_settings
-from elm_agent.softprompt import from_bytes, to_bytes
+from elm_agent.softprompt import SoftPrompt
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger.signing import SigningKey
 from elm_agent.storage.packs.lines import SignatureLine
@@ -180,23 +182,36 @@ def _toml(choices: Choices) -> str:
 
 
 class SafetensorsTarget:
-    """Read the bytes as the tensor of a memory."""
+    """Read the bytes as the tensors of a memory, of each kind that a bank keeps."""
 
     def __init__(self, folder: Path) -> None:  # noqa: ARG002 - all targets are made alike
-        self.base = to_bytes(torch.arange(32, dtype=torch.float32).reshape(2, 16))
+        low = {
+            f"{name}.{half}": torch.ones((1, 2, 16) if half == "A" else (1, 16, 2))
+            for name in PROJECTIONS[1]
+            for half in "AB"
+        }
+        self.memories: list[Kept] = [
+            SoftPrompt(torch.arange(32, dtype=torch.float32).reshape(2, 16)),
+            KeyValues(torch.ones(1, 2, 2, 4), torch.ones(1, 2, 2, 4)),
+            LowRank(low, 1.0),
+        ]
 
     def __call__(self, data: bytes) -> None:
         choices = Choices(data)
+        memory = choices.one(self.memories)
+        base = to_bytes(memory)
         match choices.below(4):
             case 0:
                 made = choices.rest()
             case 1:
-                made = edit_bytes(self.base, choices)
+                made = edit_bytes(base, choices)
             case _:
-                made = _edit_header(self.base, choices)
-        prompt = from_bytes(made, shape=(2, 16))
-        assert bool(torch.isfinite(prompt.prompt_VE).all())
-        assert prompt.prompt_VE.shape == (2, 16)
+                made = _edit_header(base, choices)
+        recipe = Recipe(parameterisation=memory.parameterisation, virtual_tokens=2, lora_rank=2)
+        found = from_bytes(made, recipe=recipe, virtual_tokens=recipe.positions, width=16)
+        assert set(found.tensors) == set(memory.tensors)
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in found.tensors.values())
+        assert (found.virtual_tokens, found.width) == (memory.virtual_tokens, memory.width)
 
 
 TARGETS: dict[str, Callable[[Path], Callable[[bytes], None]]] = {

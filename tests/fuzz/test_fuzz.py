@@ -80,5 +80,5 @@ def test_a_tensor_file_cannot_make_a_long_message(tmp_path: Path) -> None:
     """An unknown key of 10,000 characters came back whole in the message of the library that reads the header."""
     header = json.dumps({"prompt": {"dtype": "x" * 10_000, "shape": [2, 16], "data_offsets": [0, 128]}}).encode()
     target = TARGETS["safetensors"](tmp_path)
-    raw = b"\x00" + len(header).to_bytes(8, "little") + header + bytes(128)
+    raw = b"\x00\x00" + len(header).to_bytes(8, "little") + header + bytes(128)
     assert attempt(target, raw) is False
