@@ -36,7 +36,7 @@ class Row:
     drafts: Drafts | None = None  # guesses at what it draws
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # nats, at temperature 1
-    # Where something other than this exact network drew them: nats, at the row's temperature; else empty.
+    # Where something other than the exact network drew them: nats, at the row's temperature (greedy: 1); else empty.
     sampler_logprobs: list[float] = field(default_factory=list)
     certainties: list[float] = field(default_factory=list)  # nats
     finished: bool = False  # the last token is an end token
@@ -144,7 +144,8 @@ class Decoder:
             row.certainties.append(certainty)
             row.finished = token in self._ends
         if not self._network.exact:
-            sampler_B = token_logprobs(logits_BV / temperatures_B[:, None], tokens_B, 1.0)
+            softened_BV = logits_BV / torch.where(temperatures_B > 0, temperatures_B, 1.0)[:, None]
+            sampler_B = token_logprobs(softened_BV, tokens_B, 1.0)
             for row, logprob in zip(rows, sampler_B.tolist(), strict=True):
                 row.sampler_logprobs.append(logprob)
 

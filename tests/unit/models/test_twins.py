@@ -10,6 +10,7 @@ from torch import nn
 
 from elm_agent.errors import ModelError
 from elm_agent.models import twins
+from elm_agent.models.decoding import Row, decode
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.network import Network
 from elm_agent.models.twins import TWINS, twin_bytes, twin_of, why_no_twin
@@ -92,3 +93,17 @@ def test_the_twin_is_counted_before_it_is_made(tmp_path: Path, monkeypatch: pyte
     twin_of(network, "int8")
     with pytest.raises(ModelError, match="MiB are free"):
         twin_of(network, "float16")
+
+
+def test_rows_on_a_twin_say_with_which_probability_they_drew_each_token(tmp_path: Path) -> None:
+    twin = twin_of(network_of(tmp_path / "m"), "int8")
+    text = twin.embed([40, 41, 42])
+    rows = [Row(max_new_tokens=4), Row(max_new_tokens=4, temperature=0.5, seed=1)]
+    with torch.no_grad():
+        prefix, logits_1V = twin.read([text])
+        decode(twin, prefix.shared(2), logits_1V.expand(2, -1), rows, ())
+        for row in rows:
+            whole = twin.model(inputs_embeds=torch.cat([text, twin.embed(row.tokens)])[None]).logits[0, 2:-1]
+            chances = (whole / (row.temperature or 1.0)).log_softmax(-1)
+            expected = [float(chances[place, token]) for place, token in enumerate(row.tokens)]
+            assert row.sampler_logprobs == pytest.approx(expected, abs=1e-3)
