@@ -188,4 +188,4 @@ def from_tensors(
                     f"{matrices.width}"
                 )
             return matrices
-    raise TensorCorrupt(f"no bank keeps a memory with parameterisation {recipe.parameterisation[:80]!r}")
+    raise TensorCorrupt(f"no bank keeps a memory with parameterisation {str(recipe.parameterisation)[:80]!r}")

@@ -214,6 +214,8 @@ class Recipe:
                         f"objective 'sft_greedy' has one completion, no votes and no KL term; {name} is {value!r}: "
                         "leave it out"
                     )
+        if self.lora_rank < 1:
+            return f"lora_rank is {self.lora_rank}: expected at least 1"
         if self.rollout_weights not in ("exact", "float16", "int8"):
             return f"rollout_weights is {self.rollout_weights!r}: expected 'exact', 'float16' or 'int8'"
         if self.rollout_weights != "exact" and self.parameterisation not in ("soft_prompt", "prefix"):

@@ -123,7 +123,7 @@ class LearningLowRank(Learning):
     begins_bare = True
 
     def _begin(self, recipe: Recipe, seed: int) -> list[torch.Tensor]:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         wide = torch.promote_types(self.network.dtype, torch.float32)
         self.matrices = {}
         for name, modules in self.network.projections.items():

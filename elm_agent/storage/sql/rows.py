@@ -81,7 +81,10 @@ def memory_record(row: MemoryRow, vault: Vault, uses: int, fixed: int, broken: i
 
 @_whole
 def recipe_of(row: MemoryRow) -> Recipe:
-    return Recipe(**row.recipe)
+    recipe = Recipe(**row.recipe)
+    if not recipe.lora_rank >= 1:  # by which its matrices are scaled
+        raise ValueError(f"lora_rank is {recipe.lora_rank!r}")
+    return recipe
 
 
 @_whole

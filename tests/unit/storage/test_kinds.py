@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from elm_agent import Settings, open_runtime
 from elm_agent.adapters import PROJECTIONS, KeyValues, LowRank, Weights, from_bytes, to_bytes
-from elm_agent.errors import InputError, SettingsError, TensorCorrupt
+from elm_agent.errors import InputError, SettingsError, StorageError, TensorCorrupt
 from elm_agent.integrations.langgraph import build_graph
 from elm_agent.records import EventKind, MemoryRecord, MemoryState, Recipe
 from elm_agent.runtime import Runtime
@@ -145,6 +145,21 @@ def test_what_the_recipe_does_not_make_is_quarantined(runtime: Runtime) -> None:
     report = examine(bank, repair=True)
     assert FindingKind.ALTERED_TENSOR in {finding.kind for finding in report.findings}
     assert bank.memory("default", memory.id).state == MemoryState.QUARANTINED
+
+
+@pytest.mark.parametrize("damaged", [{"lora_rank": 0}, {"lora_rank": "x"}, {"parameterisation": 5}])
+def test_a_damaged_recipe_is_found(bank: Bank, damaged: dict[str, object]) -> None:
+    from elm_agent.storage.sql.schema import MemoryRow
+
+    taken = lease(bank, RECIPE)
+    kind = {"task": "math", "model": MODEL, "recipe": RECIPE, "state": MemoryState.ACTIVE, "reason": None}
+    memory = bank.publish(taken, trained(unit(1, 2, 3, 4)), **kind)  # type: ignore[arg-type]
+    with bank.database.write() as session:
+        row = session.get_one(MemoryRow, ("default", memory.id))
+        row.recipe = row.recipe | damaged
+    with pytest.raises((StorageError, TensorCorrupt), match=r"damaged|no bank keeps"):
+        bank.prompt("default", memory.id)
+    assert {finding.subject for finding in examine(bank).findings} == {memory.id}
 
 
 # --- refusals -------------------------------------------------------------------------------------------------

@@ -372,6 +372,11 @@ def test_bytes_round_trip_and_are_the_same_every_time(wide: LocalModel, kind: st
     assert wide.generate([request(wide, prefix=again)])[0].token_ids
 
 
+def test_a_rank_of_nothing_is_refused(wide: LocalModel) -> None:
+    with pytest.raises(InputError, match="lora_rank is 0: expected at least 1"):
+        train(wide, replace(KINDS["lora"], lora_rank=0))
+
+
 def test_projections_of_another_kind_are_refused_in_one_sentence(tmp_path: Path) -> None:
     model = open_model(tmp_path, architecture="phi3")  # one matrix for query, key and value
     with pytest.raises(InputError, match=r"'phi3' has mlp\.gate_up_proj, self_attn\.qkv_proj: use"):
