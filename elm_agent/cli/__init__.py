@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 
 
 def main() -> None:
@@ -13,4 +15,15 @@ def main() -> None:
         app()
     except KeyboardInterrupt:  # before the command began or after its end; in between ``app`` says it itself
         print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(130)
+    except SystemExit as end:
+        _leave(end.code)
+
+
+def _leave(status: str | int | None) -> None:
+    """Exit; at once where an interrupt left threads behind that compute, for Python's own shutdown may abort then."""
+    if isinstance(status, int) and any(thread.name.startswith("elm-") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -64,7 +64,7 @@ class Guarded(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # half a character must not stop us
         with _terminable():
-            _leave(self._status(words, *rest, **extra))
+            sys.exit(self._status(words, *rest, **extra))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -92,15 +92,6 @@ class Guarded(TyperGroup):
 
 class _Interrupted(ElmError):
     exit_code = 130
-
-
-def _leave(status: int) -> NoReturn:
-    """Exit; at once where an interrupt left threads behind that compute, for Python's own shutdown may abort then."""
-    if any(thread.name.startswith("elm-") for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def _without_reader() -> int:

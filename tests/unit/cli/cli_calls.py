@@ -42,7 +42,7 @@ def python(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
 
 def start(tmp_path: Path, *words: object, step: float = 0.0, answer: float = 0.0) -> subprocess.Popen[str]:
     """``elm-agent`` with pretended parts, as a process; ``step`` and ``answer``: seconds that each one takes."""
-    slow = {"FAKE_STEP_SECONDS": str(step), "FAKE_ANSWER_SECONDS": str(answer)}
+    slow = {"FAKE_STEP_SECONDS": str(step), "FAKE_ANSWER_SECONDS": str(answer), "FAKE_STEPS_BEGUN": "begun"}
     return subprocess.Popen(
         [sys.executable, str(FAKE), *map(str, words)],
         cwd=tmp_path,

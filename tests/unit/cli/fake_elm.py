@@ -1,7 +1,7 @@
 """``python fake_elm.py …`` is ``elm-agent …`` with a model and a trainer that only pretend.
 
 Standard settings and a real bank, graph, queue and worker. ``FAKE_STEP_SECONDS`` slows a training step down and
-``FAKE_ANSWER_SECONDS`` an answer.
+``FAKE_ANSWER_SECONDS`` an answer. ``FAKE_STEPS_BEGUN`` names a file that gets a line at the beginning of each step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def reply(prompt: str, memory_id: str | None) -> str:
 
 
 def open_fake_runtime(settings: Any, **options: Any) -> Any:
-    def slow(_step: int) -> None:
+    def slow(step: int) -> None:
+        if begun := os.environ.get("FAKE_STEPS_BEGUN"):
+            with open(begun, "a") as file:
+                file.write(f"{step}\n")
         time.sleep(float(os.environ.get("FAKE_STEP_SECONDS", "0")))
 
     trainer = FakeTrainer(before_step=slow)

@@ -170,7 +170,8 @@ def test_a_second_signal_does_not_wait_for_the_step(elm: Elm, tmp_path: Path, co
         elm("ask", f"What is {a} times 7?")
     process = start(tmp_path, "worker", "--concurrency", concurrency, step=600.0)
     bank = bank_of(tmp_path)
-    wait_until(lambda: bank.jobs.counts()[JobState.RUNNING] == concurrency, process)
+    begun = tmp_path / "begun"
+    wait_until(lambda: begun.exists() and len(begun.read_text().splitlines()) == concurrency, process)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)  # noted, and waiting for the end of the step
