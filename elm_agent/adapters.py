@@ -83,18 +83,9 @@ class LowRank:
             if matrix.ndim != 3 or 0 in matrix.shape:
                 raise TensorCorrupt(f"{name} has shape (L, rank, in) or (L, out, rank); got {tuple(matrix.shape)}")
             check_numbers(matrix, "a low-rank memory")
-        for name in self.names:
-            layers, rank = self.tensors[f"{name}.A"].shape[0], self.tensors[f"{name}.B"].shape[2]
-            if (layers, self.rank) != (self.tensors[f"{name}.B"].shape[0], rank) or layers != self.layers:
-                raise TensorCorrupt(f"A and B of {name} do not have the layers and the rank of the others")
-
-    @property
-    def names(self) -> list[str]:
-        return sorted(name.removesuffix(".A") for name in self.tensors if name.endswith(".A"))
-
-    @property
-    def layers(self) -> int:
-        return self._first.shape[0]
+        forms = {(len(matrix), matrix.shape[1 if name[-1] == "A" else 2]) for name, matrix in self.tensors.items()}
+        if len(forms) != 1:
+            raise TensorCorrupt(f"all A and B have the same (layers, rank); got {str(sorted(forms))[:200]}")
 
     @property
     def rank(self) -> int:
