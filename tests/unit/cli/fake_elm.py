@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from typing import Any
 
@@ -39,6 +40,8 @@ def open_fake_runtime(settings: Any, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
+    if {"--wait", "worker"} & set(sys.argv):
+        import torch  # noqa: F401 - or the learner imports it when the signal comes: Python may stand still then
     from elm_agent.cli import main
 
     elm_agent.runtime.open_runtime = open_fake_runtime
