@@ -93,13 +93,12 @@ class Network:
         """E."""
         return int(self.embedding.weight.shape[1])
 
-    @property
-    def states_form(self) -> tuple[int, int, int, int]:
-        """(layers, key heads, width of a key, width of a value), as the configuration says."""
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return config.num_hidden_layers, heads, width, width
+    @cached_property
+    def states_form(self) -> list[tuple[int, int, int]]:
+        """(key heads, width of a key, width of a value) of each layer; a pass of one token tells. To be held."""
+        with torch.no_grad():
+            states = self.read([self.embed([0])])[0].states()
+        return [(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in states]
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Input embeddings of token ids: (T, E), model dtype."""

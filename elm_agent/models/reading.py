@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from elm_agent.adapters import Kept, KeyValues, LowRank
+from elm_agent.errors import ModelMismatch
 from elm_agent.models.lowrank import Adapter, sizes
 from elm_agent.models.network import Network, Prefix
 from elm_agent.protocols import GenerationRequest
@@ -42,7 +43,14 @@ class Reader:
         return together, *self._network.read(rows, self._network.begin(adapters_B=adapters_B))
 
     def after(self, memory: KeyValues) -> Prefix:
-        """One row that has read nothing but the memory."""
+        """One row that has read nothing but the memory. Raises ``ModelMismatch`` where it is another model's."""
+        form = [(*k.shape[::2], v.shape[2]) for k, v in zip(memory.keys_LHVD, memory.values_LHVD, strict=True)]
+        own = self._network.states_form
+        if form != own:
+            raise ModelMismatch(
+                f"memory {memory.memory_id} has {len(form)} layers with (key heads, widths) {form[0]}, the model "
+                f"{len(own)} with {own[0]}: use the model it was made with"
+            )
         keys_LHVD = memory.keys_LHVD.to(self._network.device, self._network.dtype)
         values_LHVD = memory.values_LHVD.to(self._network.device, self._network.dtype)
         return self._network.begin([(k[None], v[None]) for k, v in zip(keys_LHVD, values_LHVD, strict=True)])
@@ -59,13 +67,9 @@ class Reader:
 
 
 def misfit(network: Network, memory: Kept) -> str | None:
-    """Why a memory was not made for a network of this form, in one phrase; None if it may have been."""
+    """Why a memory was not made for this network, in one phrase; None if it may have been. See ``Reader.after``."""
     if memory.width not in (None, network.width):
         return f"has width {memory.width}, the model has {network.width}"
-    if isinstance(memory, KeyValues):
-        got = (memory.keys_LHVD.shape[:2], memory.keys_LHVD.shape[3], memory.values_LHVD.shape[3])
-        if (expected := network.states_form) != (*got[0], *got[1:]):
-            return f"has (layers, key heads, widths) {(*got[0], *got[1:])}, the model has {expected}"
     if isinstance(memory, LowRank):
         expected_sizes = {
             f"{name}.{half}": (len(modules), sizes(modules[0])[half == "B"])

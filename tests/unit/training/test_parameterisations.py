@@ -307,8 +307,10 @@ def test_a_memory_of_another_model_is_refused(wide: LocalModel, tmp_path: Path) 
     for name, options in {"deeper": {"layers": 3}, "wider": {"width": 48}}.items():
         other = open_model(tmp_path / name, architecture=wide.network.model.config.model_type, **options)
         for kind in KEPT:
+            plain = wide.submit(request(wide))
             with pytest.raises(ModelMismatch, match="use the model it was made with"):
-                wide.submit(request(wide, prefix=kept(other, kind)))
+                wide.submit(request(wide, prefix=kept(other, kind))).result(timeout=300)
+            assert plain.result(timeout=300).token_ids
         other.close()
 
 
