@@ -9,6 +9,7 @@ from elm_agent.errors import InputError, ModelMismatch
 from elm_agent.memory.gate import admit
 from elm_agent.protocols import Observer, Trainer
 from elm_agent.records import JobRecord, MemoryRecord, ModelFingerprint, Recipe, digest_of, question_digest
+from elm_agent.storage.queue.jobs import refuse_offline
 
 if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
@@ -30,7 +31,8 @@ def learn(
         ModelMismatch: the job is for another model.
         JobCancelled: ``cancelled()`` became true between two steps.
         LeaseLost: another worker took the job over; nothing was published.
-        InputError: the namespace's kv keys are pooled in another way, or see ``Trainer.train``.
+        InputError: the namespace's kv keys are pooled in another way, the recipe is for studies alone, or see
+            ``Trainer.train``.
         TrainingError, StorageError: see ``Trainer.train`` and ``Bank.publish``.
     """
     job = lease.job
@@ -39,6 +41,7 @@ def learn(
             f"job {job.id} is for model {job.model_id[:19]}, this worker has {model_fingerprint.name!r} "
             f"({model_fingerprint.id[:19]}): start a worker with the model of namespace {job.namespace!r}"
         )
+    refuse_offline(job.recipe)  # publishing would say so too, but only after the training is paid for
     _check_keys(bank, job)
     seed = memory_seed(job.recipe, job.question)
     trained = trainer.train(job.question, recipe=job.recipe, seed=seed, observe=observe, cancelled=cancelled)

@@ -104,6 +104,15 @@ def test_keys_that_could_not_be_stored_are_refused_before_training(
     assert trainer.trained == []
 
 
+def test_what_is_for_studies_is_refused_before_training(bank: Bank, enqueue: Callable[..., JobRecord]) -> None:
+    enqueue()
+    lease, trainer = lease_of(bank), FakeTrainer()
+    full = replace(lease.job, recipe=replace(lease.job.recipe, parameterisation="full"))
+    with pytest.raises(InputError, match="is for studies and never kept in a bank"):
+        learn_it(bank, replace(lease, job=full), trainer)
+    assert trainer.trained == []
+
+
 def test_a_late_result_is_refused(bank: Bank, enqueue: Callable[..., JobRecord]) -> None:
     enqueue()
     old = bank.jobs.claim("slow", lease_seconds=-1)
