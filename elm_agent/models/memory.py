@@ -26,6 +26,11 @@ def spare_bytes(device: torch.device) -> int | None:
     return int(kilobytes) * 1024
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is torch's way of saying that memory has run out; on a CPU it has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def row_bytes(prefix: Prefix, positions: int) -> int:
     """Bytes of the keys and values of one row of ``positions`` after ``prefix``."""
     per_position = sum(

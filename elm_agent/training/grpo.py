@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -20,6 +21,7 @@ from elm_agent.errors import InputError, JobCancelled
 from elm_agent.models.decoding import Row
 from elm_agent.models.drafting import Drafts
 from elm_agent.models.engine import LocalModel
+from elm_agent.models.memory import out_of_memory
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.serving import Start
 from elm_agent.protocols import Observer, Task, Trained
@@ -34,9 +36,9 @@ from elm_agent.training.checks import (
     refuse_unsound,
 )
 from elm_agent.training.judging import judge
-from elm_agent.training.objectives import objective_of, settled
+from elm_agent.training.objectives import Objective, objective_of, settled
 from elm_agent.training.parameterisations import Learning, parameterisation_of
-from elm_agent.training.update import Pull
+from elm_agent.training.update import TOKEN_BUDGET, Pull
 
 
 class GrpoTrainer:
@@ -98,7 +100,9 @@ class GrpoTrainer:
                 with self.model.training():
                     tick = time.perf_counter()
                     if bool(advantages_G.any()) or not recipe.skip_equal_rewards:
-                        pull = objective.pull(memory.network, prefix, reference, last_id, rows, advantages_G, recipe)
+                        pull = _pull(
+                            objective, memory, text_ids, prefix, reference, last_id, rows, advantages_G, recipe
+                        )
                         norm = descend(memory.parameters, optimizer, recipe.max_grad_norm)
                     seconds_update = time.perf_counter() - tick
                 refuse_diverged(memory.parameters, pull.loss, norm, step)
@@ -212,6 +216,34 @@ def sample_group(
         for row in drawn:
             drafts.add(row.tokens)
     return drawn
+
+
+def _pull(
+    objective: Objective,
+    memory: Learning,
+    text_ids: Sequence[int],
+    prefix: Prefix,
+    reference: Prefix | None,
+    last_id: int,
+    rows: Sequence[Row],
+    advantages_G: torch.Tensor,
+    recipe: Recipe,
+) -> Pull:
+    """``objective.pull``, and where memory runs out again in smaller micro-batches: the sum is the same."""
+    longest = max(len(row.tokens) for row in rows)
+    budget = min(TOKEN_BUDGET, longest * len(rows))
+    while True:
+        try:
+            return objective.pull(
+                memory.network, prefix, reference, last_id, rows, advantages_G, recipe, token_budget=budget
+            )
+        except RuntimeError as error:
+            if not out_of_memory(error) or budget <= longest:
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the attempt
+        for parameter in memory.parameters:
+            parameter.grad = None
+        prefix, budget = memory.read(text_ids), budget // 2
 
 
 def descend(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, max_norm: float) -> float:

@@ -12,9 +12,10 @@ sft_greedy         the paper's comparison, "SFT on greedy responses": one greedy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Protocol
 
 import torch
 
@@ -25,7 +26,23 @@ from elm_agent.records import Recipe, StepRecord
 from elm_agent.training import update
 from elm_agent.training.update import Pull
 
-Pulling = Callable[[Network, Prefix, Prefix | None, int, Sequence[Row], torch.Tensor, Recipe], Pull]
+
+class Pulling(Protocol):
+    """See ``update.backward``."""
+
+    def __call__(
+        self,
+        network: Network,
+        prefix: Prefix,
+        reference: Prefix | None,
+        last_id: int,
+        rows: Sequence[Row],
+        advantages_G: torch.Tensor,
+        recipe: Recipe,
+        /,
+        *,
+        token_budget: int,
+    ) -> Pull: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +66,10 @@ def _imitate(
     rows: Sequence[Row],
     _advantages_G: torch.Tensor,
     _recipe: Recipe,
+    *,
+    token_budget: int,
 ) -> Pull:
-    return update.imitate(network, prefix, last_id, rows)
+    return update.imitate(network, prefix, last_id, rows, token_budget=token_budget)
 
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(

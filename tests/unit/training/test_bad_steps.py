@@ -15,6 +15,7 @@ from slow_reference import open_model
 from elm_agent.errors import TrainingError
 from elm_agent.memory.gate import admit
 from elm_agent.models.engine import LocalModel
+from elm_agent.models.network import Network, Prefix
 from elm_agent.protocols import Trained
 from elm_agent.records import MemoryState, Recipe
 from elm_agent.tasks import get_task
@@ -116,3 +117,51 @@ def test_a_loss_that_is_not_finite_keeps_the_curve_too(model: LocalModel) -> Non
         train(model, recipe)
     assert [record.step for record in caught.value.curve] == [0]
     assert math.isfinite(caught.value.curve[0].loss)
+
+
+@pytest.mark.parametrize("kind", ["soft_prompt", "lora"])
+def test_an_update_without_memory_is_done_in_smaller_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    model = open_model(tmp_path / "llama", dtype="float64")
+    recipe, inner = replace(VOTES, parameterisation=kind, beta=0.1), Network.logprobs
+    plain = train(model, recipe)
+    sizes: list[int] = []
+
+    def cramped(network: Network, prefix: Prefix, inputs_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sizes.append(len(inputs_BT))
+        chosen_BT = inner(network, prefix, inputs_BT, *rest)
+        if len(inputs_BT) > 1 and chosen_BT.requires_grad:
+            chosen_BT.sum().backward()  # part of a gradient was already there
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return chosen_BT
+
+    monkeypatch.setattr(Network, "logprobs", cramped)
+    cut = train(model, recipe)
+    assert {1, 4} <= set(sizes)
+    assert [rollout.text for rollout in cut.rollouts] == [rollout.text for rollout in plain.rollouts]
+    for one, other in zip(tensors(cut), tensors(plain), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-6)
+    model.close()
+
+
+def test_memory_that_does_not_suffice_for_one_row_is_no_reason_to_try_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(tmp_path / "llama")
+    sizes: list[int] = []
+
+    def full(_network: Network, _prefix: Prefix, inputs_BT: torch.Tensor, *_rest: Any) -> torch.Tensor:
+        sizes.append(len(inputs_BT))
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(Network, "logprobs", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        train(model, replace(VOTES, beta=0.1))
+    assert sizes == [4, 2, 1]
+    model.close()
+
+
+def tensors(trained: Trained) -> list[torch.Tensor]:
+    kept: Any = trained.prompt
+    return [kept.prompt_VE] if hasattr(kept, "prompt_VE") else [kept.tensors[name] for name in sorted(kept.tensors)]
