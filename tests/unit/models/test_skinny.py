@@ -9,10 +9,11 @@ from torch import nn
 from elm_agent.models.skinny import SkinnyLinear, use_skinny_linears
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 32, 33])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16, 32, 33])
+@pytest.mark.parametrize("outputs", [5, 12])
 @pytest.mark.parametrize("bias", [True, False])
-def test_values_are_those_of_a_plain_linear_layer(rows: int, bias: bool) -> None:
-    layer = nn.Linear(7, 5, bias=bias)
+def test_values_are_those_of_a_plain_linear_layer(rows: int, outputs: int, bias: bool) -> None:
+    layer = nn.Linear(7, outputs, bias=bias)
     rows_in = torch.randn(rows, 1, 7)
     expected = layer(rows_in).detach()
     use_skinny_linears(nn.Sequential(layer))
