@@ -277,7 +277,8 @@ def test_a_bomb_is_refused_by_what_it_says_and_by_what_it_is(pack: Path, parts: 
 
 
 def test_a_nested_archive_is_no_part(pack: Path, parts: Parts) -> None:
-    refused(rebuilt(pack, parts | {"manifest.json": pack.read_bytes()}), "manifest.json cannot be read")  # not JSON, or nested too deep
+    inner = parts | {"manifest.json": pack.read_bytes()}
+    refused(rebuilt(pack, inner), "manifest.json cannot be read")  # as no JSON, or as nested too deep, by chance
     refused(rebuilt(pack, parts | {"inner.elmpack": pack.read_bytes()}), "expected only the parts")
 
 
