@@ -81,7 +81,10 @@ def test_the_recipe_is_the_learning_section() -> None:
         ({"objective": "sft_greedy", "trainer": "trl"}, "trainer 'trl' knows the objective 'grpo_majority' alone"),
         ({"stop_when_settled": 2, "trainer": "trl"}, "and no approximation: use trainer 'native'"),
         ({"parameterisation": "full"}, "a copy of the whole model, which no bank keeps"),
-        ({"parameterisation": "lora", "trainer": "trl"}, "trainer 'trl' knows the parameterisation 'soft_prompt' alone"),
+        (
+            {"parameterisation": "lora", "trainer": "trl"},
+            "trainer 'trl' knows the parameterisation 'soft_prompt' alone",
+        ),
     ],
 )
 def test_learning_that_makes_no_sense_is_refused_in_one_sentence(learning: dict[str, Any], sentence: str) -> None:
