@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from elm_agent.records import (
     Candidate,
@@ -112,6 +112,31 @@ class LanguageModel(Protocol):
 
     def training(self) -> AbstractContextManager[None]:
         """Hold the model for one training step; waits while answers wait, so that answering goes first."""
+        ...
+
+
+class RowStream(Protocol):
+    """The pieces of one row's text in order; together they are its text."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Waits for each piece. Raises what ended the row, if an error did."""
+        ...
+
+    def result(self) -> Generation:
+        """The whole generation, when it is there."""
+        ...
+
+    def close(self) -> None:
+        """Give the row up: it leaves the batch at the next token. Harmless afterwards."""
+        ...
+
+
+@runtime_checkable
+class StreamingModel(Protocol):
+    """What a language model may have besides: the text of a row piece by piece."""
+
+    def stream(self, request: GenerationRequest) -> RowStream:
+        """Queue one row and have its text as it is drawn. Raises as ``LanguageModel.submit``."""
         ...
 
 

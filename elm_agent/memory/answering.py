@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import InputError, VerificationError
-from elm_agent.protocols import GenerationRequest, LanguageModel, Task, Verifier
+from elm_agent.protocols import GenerationRequest, LanguageModel, RowStream, StreamingModel, Task, Verifier
 from elm_agent.records import Candidate, Generation, Route
 
 if TYPE_CHECKING:
@@ -60,14 +60,24 @@ def check_subject(subject: object) -> str | None:
 
 
 def ask(
-    question: str, *, model: LanguageModel, task: Task, max_new_tokens: int, prefix: Kept | None = None
-) -> Future[Generation]:
+    question: str,
+    *,
+    model: LanguageModel,
+    task: Task,
+    max_new_tokens: int,
+    prefix: Kept | None = None,
+    pieces: bool = False,
+) -> Future[Generation] | RowStream:
     """Queue the greedy row of a question, with a memory when ``prefix`` is given.
 
-    Rows that are asked together run in one batch. Raises ``InputError`` when the row does not fit the model.
+    Rows that are asked together run in one batch. ``pieces``: a stream of the row's text instead of a future, from a
+    model that has one. Raises ``InputError`` when the row does not fit the model.
     """
     prompt_ids = model.encode(task.messages(question))
-    return model.submit(GenerationRequest(prompt_ids=prompt_ids, prefix=prefix, max_new_tokens=max_new_tokens))
+    request = GenerationRequest(prompt_ids=prompt_ids, prefix=prefix, max_new_tokens=max_new_tokens)
+    if pieces and isinstance(model, StreamingModel):
+        return model.stream(request)
+    return model.submit(request)
 
 
 def candidate(generation: Generation, *, task: Task, memory_id: str | None = None) -> Candidate:

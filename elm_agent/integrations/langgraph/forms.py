@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from langchain_core.runnables import RunnableLambda
 
 from elm_agent.integrations.langgraph import nodes
 from elm_agent.integrations.langgraph.nodes import Update
 from elm_agent.integrations.langgraph.state import State
+from elm_agent.integrations.langgraph.waiting import afinished, begun_row, finished
+from elm_agent.protocols import RowStream
 from elm_agent.records import Generation
 from elm_agent.runtime import Runtime
 
@@ -43,24 +46,24 @@ def _simple(get: Callable[[], Runtime], function: Callable[[Runtime, State], Upd
 
 
 def _generation_zero_shot(get: Callable[[], Runtime]) -> Node:
-    def begin(state: State) -> Future[Generation]:
+    def begin(state: State) -> Future[Generation] | RowStream:
         return nodes.begin_zero_shot(get(), state)
 
     def end(generation: Generation) -> Update:
         return nodes.end_zero_shot(get(), generation)
 
     def generate(state: State) -> Update:
-        return end(begin(state).result())
+        return end(finished(begin(state), nodes.piece_teller("zero_shot")))
 
     async def agenerate(state: State) -> Update:
-        future = await asyncio.to_thread(begin, state)
-        return await asyncio.to_thread(end, await asyncio.wrap_future(future))
+        begun = await begun_row(partial(begin, state))
+        return await asyncio.to_thread(end, await afinished(begun, nodes.piece_teller("zero_shot")))
 
     return RunnableLambda(generate, afunc=agenerate, name="generate_zero_shot")
 
 
 def _generation_with_memory(get: Callable[[], Runtime]) -> Node:
-    def begin(state: State) -> Future[Generation]:
+    def begin(state: State) -> Future[Generation] | RowStream:
         return nodes.begin_with_memory(get(), state)
 
     def end(state: State, generation: Generation) -> Update:
@@ -68,14 +71,14 @@ def _generation_with_memory(get: Callable[[], Runtime]) -> Node:
 
     def generate(state: State) -> Update:
         try:
-            return end(state, begin(state).result())
+            return end(state, finished(begin(state), nodes.piece_teller("memory")))
         except Exception as error:  # noqa: BLE001 - recorded as the reason
             return nodes.fail_with_memory(error)
 
     async def agenerate(state: State) -> Update:
         try:
-            future = await asyncio.to_thread(begin, state)
-            return await asyncio.to_thread(end, state, await asyncio.wrap_future(future))
+            begun = await begun_row(partial(begin, state))
+            return await asyncio.to_thread(end, state, await afinished(begun, nodes.piece_teller("memory")))
         except Exception as error:  # noqa: BLE001 - recorded as the reason
             return nodes.fail_with_memory(error)
 

@@ -7,6 +7,7 @@ zero-shot answer stands. Only the zero-shot row itself, or a question that canno
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any, cast
@@ -17,6 +18,7 @@ from langgraph.runtime import get_runtime
 from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
 from elm_agent.memory.answering import ask, candidate, check_question, decide, decide_alone, describe
 from elm_agent.memory.recall import recall
+from elm_agent.protocols import RowStream
 from elm_agent.records import Candidate, Generation, JobState, Route, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.runtime import Runtime
 
@@ -85,14 +87,18 @@ def plan(state: State) -> list[str]:
     return ["generate_with_memory", "generate_zero_shot"] if usable else ["generate_zero_shot"]
 
 
-def begin_zero_shot(runtime: Runtime, state: State) -> Future[Generation]:
+def begin_zero_shot(runtime: Runtime, state: State) -> Future[Generation] | RowStream:
     """Queue the plain row. Raises ``InputError`` when the question does not fit the model."""
     return ask(
-        state["question"], model=runtime.model, task=runtime.task, max_new_tokens=runtime.settings.max_new_tokens
+        state["question"],
+        model=runtime.model,
+        task=runtime.task,
+        max_new_tokens=runtime.settings.max_new_tokens,
+        pieces=state["options"].get("pieces", False),
     )
 
 
-def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation]:
+def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation] | RowStream:
     """Queue the row with the memory before it."""
     assert state["memory_id"] is not None
     assert state["memory_namespace"] is not None
@@ -102,7 +108,14 @@ def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation]:
         task=runtime.task,
         max_new_tokens=runtime.settings.max_new_tokens,
         prefix=runtime.bank.prompt(state["memory_namespace"], state["memory_id"]),
+        pieces=state["options"].get("pieces", False),
     )
+
+
+def piece_teller(source: str) -> Callable[[str], None]:
+    """Emits the pieces of one candidate, from any thread; called where the node runs."""
+    write = get_stream_writer()
+    return lambda text: write({"event": "elm.piece", "source": source, "text": text})
 
 
 def end_zero_shot(runtime: Runtime, generation: Generation) -> Update:

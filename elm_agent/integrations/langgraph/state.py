@@ -21,13 +21,17 @@ class Question(TypedDict):
 
 
 class RunContext(TypedDict, total=False):
-    """Optional context of one run; what is left out comes from the runtime's settings. JSON-safe."""
+    """Optional context of one run; what is left out comes from the runtime's settings. JSON-safe.
+
+    ``pieces``: also emit each piece of both candidates' text as it is drawn, as ``elm.piece``.
+    """
 
     namespace: str
     learn: bool
     min_similarity: float
     exclude_same_question: bool
     subject: str | None
+    pieces: bool
 
 
 class CandidateState(TypedDict):
@@ -74,6 +78,7 @@ class Options(TypedDict):
     min_similarity: float
     exclude_same_question: bool
     subject: str | None
+    pieces: NotRequired[bool]  # runs that were checkpointed by earlier versions have none
 
 
 class State(Question, Answer):
@@ -100,6 +105,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         "min_similarity": settings.retrieval.min_similarity,
         "exclude_same_question": settings.retrieval.exclude_same_question,
         "subject": None,
+        "pieces": False,
     }
     if isinstance(context, Mapping):
         options |= {key: context[key] for key in options if key in context}
@@ -107,7 +113,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
     number = isinstance(similarity, int | float) and not isinstance(similarity, bool)
     if not (number and -1 <= similarity <= 1):
         raise InputError(f"context 'min_similarity' is a cosine from -1 to 1; got {similarity!r:.80}")
-    for key in ("learn", "exclude_same_question"):
+    for key in ("learn", "exclude_same_question", "pieces"):
         if not isinstance(options[key], bool):
             raise InputError(f"context {key!r} is true or false; got {options[key]!r:.80}")
     if not isinstance(options["namespace"], str):
@@ -123,4 +129,5 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         min_similarity=float(similarity),
         exclude_same_question=options["exclude_same_question"],
         subject=check_subject(options["subject"]),
+        pieces=options["pieces"],
     )
