@@ -1,0 +1,267 @@
+"""Figures of a run, from its stored lines alone. Pure functions: lines in, frozen dataclasses out.
+
+Knows nothing of files, models or pages. Failures are counted apart and are in no accuracy; what cannot be computed is
+None, with a note that says why. How each figure is defined stands in docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from elm_agent.bench.evidence.contract import GenerationLine, Phase
+from elm_agent.bench.evidence.lines import (
+    ZERO_SHOT,
+    Items,
+    Key,
+    Lines,
+    Share,
+    accuracy,
+    candidate_right,
+    grouped,
+    judged,
+    key_of,
+    question_of,
+    verdicts,
+)
+from elm_agent.bench.evidence.paired import Interval, McNemar, mcnemar, mean_interval
+from elm_agent.bench.evidence.routing import Retrieval, Routing, retrieval, routing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A method beside a reference, on the questions and seeds that both have a judged answer to."""
+
+    reference: str
+    unpaired: int  # judged answers of the method without a counterpart
+    fixed: int  # the reference wrong, the method right
+    broken: int
+    harm: Share  # broken, of all pairs
+    difference: Interval  # mean of (method right) - (reference right)
+    mcnemar: McNemar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Sums over ``count`` lines; generated and read tokens, seconds."""
+
+    count: int
+    tokens: int
+    prompt_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedFigures:
+    seed: int
+    accuracy: Share
+    failures: int
+    versus: Comparison | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyFigures:
+    family: str
+    accuracy: Share
+    versus: Comparison | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodFigures:
+    """One method on one task. ``versus``: beside zero-shot; None for zero-shot itself."""
+
+    method: str
+    source: str | None  # the set that memories come from, where it is another one
+    accuracy: Share  # right, of the judged answers
+    asked: int
+    no_answer: int  # texts without an answer: wrong, and no failure
+    failures: int  # of answering
+    learn_failures: int
+    versus: Comparison | None
+    against: tuple[Comparison, ...]  # other methods, where asked for
+    own_reference: int  # pairs whose reference is the method's own plain candidate, as zero-shot was not run
+    reference_differs: int  # questions whose own plain candidate was judged otherwise than the method zero_shot
+    seeds: tuple[SeedFigures, ...]
+    families: tuple[FamilyFigures, ...]
+    routing: Routing | None
+    answering: Cost
+    learning: Cost
+    states: Mapping[str, int]  # of what was learned, where there are states
+    retrieval: Retrieval | None
+
+    @property
+    def label(self) -> str:
+        return self.method if self.source is None else f"{self.method} from {self.source}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFigures:
+    """All methods on one task; ``task`` is None for all tasks taken together."""
+
+    task: str | None
+    questions: int
+    methods: tuple[MethodFigures, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One line that failed, and where."""
+
+    phase: str
+    method: str
+    seed: int
+    task: str
+    item_id: str
+    learner: str | None
+    reason: str
+
+
+def failures(lines: Lines) -> tuple[Failure, ...]:
+    """Every recorded failure, in order."""
+    return tuple(
+        Failure(
+            phase=line.phase,
+            method=line.method,
+            seed=line.seed,
+            task=line.task,
+            item_id=line.item_id,
+            learner=line.learner,
+            reason=line.failure,
+        )
+        for line in lines
+        if line.failure is not None
+    )
+
+
+def task_figures(lines: Lines, items: Items, *, told: Callable[[], None] = lambda: None) -> tuple[TaskFigures, ...]:
+    """Every method on each task, and on all tasks together when there are several.
+
+    Lines of the offline matrix (with a ``learner``) are left to ``offline``. ``told`` is called after each method.
+    """
+    learned = [line for line in lines if line.phase is Phase.LEARN]
+    answers = [line for line in lines if line.phase is Phase.ANSWER and line.learner is None]
+    tasks: list[str | None] = list(dict.fromkeys(line.task for line in answers))
+    if len(tasks) > 1:
+        tasks.append(None)
+    return tuple(
+        _section(task, [line for line in answers if task in (None, line.task)], learned, items, told)
+        for task in tasks
+    )
+
+
+def compare(lines: Lines, reference: Mapping[Key, bool], name: str, items: Items) -> Comparison:
+    """The judged answers of ``lines`` beside ``reference``. A question with all its seeds is one unit of drawing."""
+    pairs: list[tuple[bool, bool]] = []
+    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+    answers = judged(lines)
+    for line in answers:
+        if (other := reference.get(key_of(line))) is not None:
+            right = bool(line.correct)
+            pairs.append((right, other))
+            groups[question_of(line, items)].append(float(right) - float(other))
+    fixed, broken = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    return Comparison(
+        reference=name,
+        unpaired=len(answers) - len(pairs),
+        fixed=fixed,
+        broken=broken,
+        harm=Share.of(broken, len(pairs)),
+        difference=mean_interval(groups),
+        mcnemar=mcnemar(pairs),
+    )
+
+
+# --- one section ------------------------------------------------------------------------------------------------
+
+
+def is_agent(method: str) -> bool:
+    """Whether a method is one of ours, which is held against every baseline."""
+    return method.split(":")[0].split("_")[0] == "elm"
+
+
+def is_baseline(method: str) -> bool:
+    """Whether a method is one that an agent should be ahead of; what sees the answers is not."""
+    return not is_agent(method) and method != ZERO_SHOT and not method.startswith("oracle")
+
+
+def _section(task: str | None, answers: Lines, learned: Lines, items: Items, told: Callable[[], None]) -> TaskFigures:
+    groups: dict[tuple[str, str | None], list[GenerationLine]] = defaultdict(list)
+    for line in answers:
+        groups[line.method, line.source if line.source != line.task else None].append(line)
+    known = {name: verdicts(part) for (name, source), part in groups.items() if source is None}
+    methods = []
+    for (name, source), part in groups.items():
+        sources = {line.source for line in part}
+        learning = [line for line in learned if line.method == name and line.task in sources]
+        against = {n: known[n] for n in known if is_agent(name) and is_baseline(n)}
+        methods.append(_method(part, learning, known.get(ZERO_SHOT, {}), against, items, source))
+        told()
+    questions = {question_of(line, items) for line in answers}
+    return TaskFigures(task=task, questions=len(questions), methods=tuple(methods))
+
+
+def _method(
+    answers: Lines,
+    learned: Lines,
+    zero_shot: Mapping[Key, bool],
+    against: Mapping[str, Mapping[Key, bool]],
+    items: Items,
+    source: str | None,
+) -> MethodFigures:
+    name = answers[0].method
+    own = _own_reference(answers)
+    reference = None if name == ZERO_SHOT else {**own, **zero_shot}
+    right = judged(answers)
+
+    def versus(part: Lines) -> Comparison | None:
+        return None if reference is None else compare(part, reference, ZERO_SHOT, items)
+
+    return MethodFigures(
+        method=name,
+        source=source,
+        accuracy=accuracy(answers),
+        asked=len(answers),
+        no_answer=sum(line.answer is None for line in right),
+        failures=sum(line.failure is not None for line in answers),
+        learn_failures=sum(line.failure is not None for line in learned),
+        versus=versus(answers),
+        against=tuple(compare(answers, other, title, items) for title, other in against.items()),
+        own_reference=0
+        if reference is None
+        else sum(key_of(line) in own.keys() - zero_shot.keys() for line in right),
+        reference_differs=sum(own[key] != zero_shot[key] for key in own.keys() & zero_shot.keys()),
+        seeds=tuple(
+            SeedFigures(seed=seed, accuracy=accuracy(part), failures=_failed(part), versus=versus(part))
+            for seed, part in sorted(grouped(answers, lambda line: line.seed).items())
+        ),
+        families=tuple(
+            FamilyFigures(family=family, accuracy=accuracy(part), versus=versus(part))
+            for family, part in sorted(grouped(answers, lambda line: line.family).items())
+        ),
+        routing=routing(answers),
+        answering=_cost(answers),
+        learning=_cost(learned),
+        states=dict(Counter(line.state for line in learned if line.state is not None)),
+        retrieval=retrieval(answers, learned, reference or {}),
+    )
+
+
+def _own_reference(answers: Lines) -> dict[Key, bool]:
+    """What each line's own plain candidate was, for runs without the method zero_shot."""
+    found = {key_of(line): candidate_right(line, ZERO_SHOT) for line in answers}
+    return {key: right for key, right in found.items() if right is not None}
+
+
+def _failed(lines: Lines) -> int:
+    return sum(line.failure is not None for line in lines)
+
+
+def _cost(lines: Lines) -> Cost:
+    return Cost(
+        count=len(lines),
+        tokens=sum(line.tokens for line in lines),
+        prompt_tokens=sum(line.prompt_tokens for line in lines),
+        seconds=math.fsum(line.seconds for line in lines),
+    )
