@@ -3,6 +3,7 @@
 ElmError
 ├── SettingsError        (ValueError)    a setting is unknown, out of range or contradicts another
 ├── InputError           (ValueError)    a question, file or argument cannot be used
+│   └── ChangedMeanwhile                 somebody else changed it since the caller looked
 ├── NotFound             (LookupError)   an id or name that is not in the bank
 ├── ModelError           (RuntimeError)  the language model cannot be loaded or used
 │   ├── ModelUnavailable (OSError)       its files are not here and could not be fetched
@@ -46,6 +47,10 @@ class InputError(ElmError, ValueError):
     """A question, file or argument cannot be used."""
 
     exit_code = 2
+
+
+class ChangedMeanwhile(InputError):
+    """A memory was changed by somebody else since the caller looked at it; nothing was done."""
 
 
 class NotFound(ElmError, LookupError):

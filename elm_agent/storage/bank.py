@@ -144,14 +144,26 @@ class Bank(BankReader):
         return rows.memory_record(memory, self.vault, 0, 0, 0)
 
     def transition(
-        self, namespace: str, memory_id: str, to: MemoryState, *, actor: str, reason: str | None
+        self,
+        namespace: str,
+        memory_id: str,
+        to: MemoryState,
+        *,
+        actor: str,
+        reason: str | None,
+        expected: int | None = None,
     ) -> MemoryRecord:
         """Activate, quarantine, evict (RETIRED) or restore (ACTIVE) a memory. The state it has is no change.
 
-        Raises ``NotFound``; ``InputError`` when it is pinned and to be evicted, or was once more than a candidate.
+        ``expected``: the ``revision`` of the record that the caller decided by.
+
+        Raises ``NotFound``; ``InputError`` when it is pinned and to be evicted, or was once more than a candidate;
+        ``ChangedMeanwhile`` when it is of another revision by now.
         """
         with self._changing(namespace, actor) as change:
-            lifecycle.transition(change, ledger.find_memory(change.session, namespace, memory_id), to, reason)
+            memory = ledger.find_memory(change.session, namespace, memory_id)
+            ledger.check_unchanged(memory, expected)
+            lifecycle.transition(change, memory, to, reason)
             record = read_record(change.session, namespace, memory_id, self.vault)
         self._feed_or_warn(namespace)
         return record
@@ -183,10 +195,13 @@ class Bank(BankReader):
         self._feed_or_warn(namespace)
         return sorted(row.id for row in evicted)
 
-    def pin(self, namespace: str, memory_id: str, pinned: bool, *, actor: str) -> MemoryRecord:
-        """A pinned memory cannot be evicted. Raises ``NotFound``."""
+    def pin(
+        self, namespace: str, memory_id: str, pinned: bool, *, actor: str, expected: int | None = None
+    ) -> MemoryRecord:
+        """A pinned memory cannot be evicted. Raises ``NotFound``, ``ChangedMeanwhile``; see ``transition``."""
         with self._changing(namespace, actor) as change:
             memory = ledger.find_memory(change.session, namespace, memory_id)
+            ledger.check_unchanged(memory, expected)
             if memory.pinned != pinned:
                 memory.pinned = pinned
                 change.note(EventKind.PINNED if pinned else EventKind.UNPINNED, memory)

@@ -94,6 +94,13 @@ class BankReader:
                 for row in session.scalars(select(NamespaceRow).order_by(NamespaceRow.name))
             ]
 
+    def namespace(self, name: str) -> NamespaceInfo:
+        """Raises ``NotFound``."""
+        with self.database.read() as session:
+            revision_of(session, name)
+            row = session.get_one(NamespaceRow, name)
+            return NamespaceInfo(row.name, rows.fingerprint_of(row), row.revision, row.moved_to)
+
     def memory_counts(self) -> dict[str, dict[MemoryState, int]]:
         """How many memories each namespace has in each state, purged ones too. Counts every memory of the bank."""
         states = select(MemoryRow.namespace, MemoryRow.state, func.count()).group_by(
@@ -208,11 +215,12 @@ class BankReader:
         actor: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        before: int | None = None,
         limit: int | None = None,
     ) -> list[EventRecord]:
         """The history of the namespace, or of one memory, oldest first; with ``limit`` the newest of it.
 
-        ``since`` (inclusive) and ``until`` (exclusive): aware times.
+        ``since`` (inclusive) and ``until`` (exclusive): aware times. ``before``: only revisions below this one.
         """
         wanted = (
             (EventRow.memory_id, memory_id, eq),
@@ -220,6 +228,7 @@ class BankReader:
             (EventRow.actor, actor, eq),
             (EventRow.created_at, since, ge),
             (EventRow.created_at, until, lt),
+            (EventRow.revision, before, lt),
         )
         query = (
             select(EventRow).where(EventRow.namespace == namespace).order_by(EventRow.revision.desc()).limit(limit)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from elm_agent.errors import BankMoved, NotFound
+from elm_agent.errors import BankMoved, ChangedMeanwhile, NotFound
 from elm_agent.records import EventKind, KeyKind, MemoryState
 from elm_agent.storage.ledger.chain import bind_note, link
 from elm_agent.storage.sql.database import Database
@@ -74,6 +74,15 @@ def find_memory(session: Session, namespace: str, memory_id: str, *, lock: bool 
             f"no memory {memory_id[:80]!r} in namespace {namespace[:100]!r}: `elm-agent memories list` shows all"
         )
     return row
+
+
+def check_unchanged(memory: MemoryRow, expected: int | None) -> None:
+    """Raise ``ChangedMeanwhile`` unless the memory's revision is ``expected``; None: whatever it is."""
+    if expected is not None and memory.revision != expected:
+        raise ChangedMeanwhile(
+            f"memory {memory.id} was changed on {memory.updated_at:%Y-%m-%d %H:%M:%S} UTC, since you looked at it "
+            f"(revision {memory.revision}, yours was {expected}), and is {memory.state} now: nothing was done; look again"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, tuple_
+from sqlalchemy import and_, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from elm_agent.errors import InputError, LeaseLost, NotFound
@@ -147,10 +147,21 @@ class JobQueue:
             return job_record(_found(session, namespace, job_id), self._vault)
 
     def list(
-        self, namespace: str | None = None, state: JobState | None = None, limit: int | None = None
+        self,
+        namespace: str | None = None,
+        state: JobState | None = None,
+        limit: int | None = None,
+        *,
+        after: tuple[datetime, str] | None = None,
     ) -> builtins.list[JobRecord]:
-        """Newest first. ``namespace=None``: of all namespaces, for whoever runs the bank."""
+        """Newest first. ``namespace=None``: of all namespaces, for whoever runs the bank.
+
+        ``after``: only what comes after the job with this time of creation and id: the next page.
+        """
         query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+        if after is not None:
+            last = tuple_(literal(after[0], JobRow.created_at.type), literal(after[1]))
+            query = query.where(tuple_(JobRow.created_at, JobRow.id) < last)
         if namespace is not None:
             query = query.where(JobRow.namespace == namespace)
         if state is not None:
@@ -174,6 +185,14 @@ class JobQueue:
             due = or_(JobRow.state == JobState.RUNNING, JobRow.run_after <= self._database.now(session))
             query = select(func.count()).select_from(JobRow).where(_UNFINISHED, due, *_for(model_id, tasks))
             return session.execute(query).scalar_one()
+
+    def unfinished(self, namespace: str) -> dict[JobState, int]:
+        """How many jobs of the namespace are queued and running."""
+        query = select(JobRow.state, func.count()).where(_UNFINISHED, JobRow.namespace == namespace)
+        with self._database.read() as session:
+            rows = session.execute(query.group_by(JobRow.state)).all()
+        found = {JobState(state): count for state, count in rows}
+        return {state: found.get(state, 0) for state in (JobState.QUEUED, JobState.RUNNING)}
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state, in all namespaces."""
