@@ -439,6 +439,13 @@ def _verifier(settings: Settings, model: LanguageModel, task: Task, given: Verif
             f"verifier= takes an object or a function; got {type(given).__name__}. The built-in ones are the setting "
             "verification.verifier"
         )
+    return verifier_of(settings, model, task)
+
+
+def verifier_of(settings: Settings, model: LanguageModel, task: Task, *, seed: int = 0) -> Verifier:
+    """The built-in verifier that ``settings`` name. ``seed``: of the samples that one of them draws."""
+    from elm_agent import verification
+
     chosen = settings.verification
     match chosen.verifier:
         case "mean_logprob":
@@ -447,7 +454,7 @@ def _verifier(settings: Settings, model: LanguageModel, task: Task, given: Verif
             return verification.SelfCertainty()
         case "majority":
             return verification.MajorityOfSamples(
-                model=model, task=task, samples=chosen.samples, max_new_tokens=settings.max_new_tokens
+                model=model, task=task, samples=chosen.samples, max_new_tokens=settings.max_new_tokens, seed=seed
             )
         case "prm":
             from elm_agent.models.prm import load_process_reward_model

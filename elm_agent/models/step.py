@@ -144,6 +144,22 @@ def unrotated(model: PreTrainedModel, keys_LHVD: torch.Tensor) -> torch.Tensor:
     return torch.stack(plain)
 
 
+@torch.no_grad()
+def moved_back(model: PreTrainedModel, keys_LHVD: torch.Tensor, positions: int) -> torch.Tensor:
+    """Keys (L, H, V, D) of a known architecture as they were, had each been read so many positions earlier.
+
+    Rotations add up, so this is exact; a factor that the rotary embedding puts on its keys (yarn) stays on them.
+    """
+    inner, by_1 = model.model, torch.tensor([positions], device=keys_LHVD.device)
+    moved = []
+    for layer, keys_HVD in zip(inner.layers, keys_LHVD, strict=True):
+        kind = getattr(layer.self_attn, "layer_type", None) if model.config.model_type == "gemma3_text" else None
+        cos_11D, sin_11D = _rotation(inner.rotary_emb, keys_HVD, by_1, kind)
+        factor_11D = torch.hypot(cos_11D, sin_11D)
+        moved.append(_rotated(keys_HVD, cos_11D / factor_11D, -sin_11D / factor_11D))
+    return torch.stack(moved)
+
+
 def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     left, right = states.chunk(2, dim=-1)
     return states * cos + torch.cat([-right, left], dim=-1) * sin

@@ -1,0 +1,67 @@
+"""What a text was computed to be, kept for later questions: the keys and values of its last part, moved to the front.
+
+Knows the network and the tokenizer; knows nothing of where texts come from or which question they may help.
+Log-augmented generation (arXiv 2505.14398, section 3) reuses past computation this way: the whole text is read, only
+the states of its last part are kept, and they are given new positions where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from elm_agent.adapters import KeyValues
+from elm_agent.errors import InputError, ModelError
+from elm_agent.models.engine import LocalModel
+from elm_agent.models.step import moved_back
+from elm_agent.protocols import Message
+
+
+def check_logs(model: LocalModel) -> None:
+    """Raise ``ModelError`` for a model whose states cannot be kept and put before other rows."""
+    if model.network.why_slow is not None:
+        raise ModelError(f"stored keys cannot be moved to other positions: {model.network.why_slow}")
+    if not model.draws_itself:
+        raise ModelError("stored keys and values can be put before the rows of the native engine alone: choose it")
+
+
+def log_of(model: LocalModel, messages: Sequence[Message], text: str, *, memory_id: str) -> tuple[KeyValues, int]:
+    """The states of ``text`` as the answer to ``messages``, at positions from 0, and how many tokens were read.
+
+    A row with them as its prefix goes on after the text, and sees through its states the messages that it answers.
+
+    Raises:
+        InputError: the text is empty, or too long together with the messages.
+        ModelError: see ``check_logs``.
+    """
+    check_logs(model)
+    network = model.network
+    prompt_ids, text_ids = model.encode(messages), model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not text_ids:
+        raise InputError("the text has no token: there is nothing to keep of it")
+    if len(prompt_ids) + len(text_ids) > model.context_length:
+        raise InputError(
+            f"messages and text take {len(prompt_ids) + len(text_ids)} positions, more than the model's context of "
+            f"{model.context_length}: keep a shorter one"
+        )
+    with model.training(), torch.no_grad():
+        prefix, _ = network.read([network.embed([*prompt_ids, *text_ids])])
+        keys_LHVD, values_LHVD = last_states(prefix.states(), len(text_ids))
+        keys_LHVD = moved_back(network.model, keys_LHVD, len(prompt_ids))
+    return KeyValues(_kept(keys_LHVD), _kept(values_LHVD), memory_id), len(prompt_ids) + len(text_ids)
+
+
+def last_states(
+    states: Sequence[tuple[torch.Tensor, torch.Tensor]], positions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (L, H, V, D) of the last V positions of one row. Raises ``ModelError`` where layers differ."""
+    if len({(keys.shape, values.shape) for keys, values in states}) != 1:
+        raise ModelError("the layers keep keys and values of different forms, which no stored prefix has")
+    keys_LHVD = torch.cat([keys[:, :, -positions:] for keys, _ in states])
+    values_LHVD = torch.cat([values[:, :, -positions:] for _, values in states])
+    return keys_LHVD, values_LHVD
+
+
+def _kept(states: torch.Tensor) -> torch.Tensor:
+    return states.detach().to("cpu", torch.float32).contiguous()
