@@ -92,6 +92,23 @@ class UseOutcome(StrEnum):
     BOTH_WRONG = "both_wrong"
 
 
+class Feedback(StrEnum):
+    """What a user said of the answer that was returned."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+
+
+class Effect(StrEnum):
+    """What a memory's answer was beside the plain one, whichever was returned, as far as a user's word tells."""
+
+    HELPED = "helped"  # right where the plain one was wrong
+    SAME = "same"  # both right, or both wrong
+    HURT = "hurt"  # wrong where the plain one was right
+    PERHAPS_HELPED = "perhaps_helped"  # the plain one was wrong, the memory's was another
+    PERHAPS_HURT = "perhaps_hurt"  # wrong, and the plain one was another
+
+
 class EventKind(StrEnum):
     """What can happen to a memory; every change of the bank is one event."""
 
@@ -430,6 +447,10 @@ class UseRecord:
     created_at: datetime
     memory_namespace: str = ""  # where the memory lives, if it is shared; empty: `namespace`
     subject: str | None = None  # whose question it was
+    feedback: Feedback | None = None  # the user's last word on the answer
+    feedback_answer: str | None = None  # the right one, where they gave it
+    feedback_effect: Effect | None = None  # what that says of the memory; None: nothing
+    feedback_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

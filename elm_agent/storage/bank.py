@@ -7,6 +7,7 @@ commit and may be lost at any time. Knows nothing of models, training or routing
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,7 +19,9 @@ from sqlalchemy import select
 from elm_agent.errors import InputError, StorageError
 from elm_agent.protocols import Observer, TensorStore, Trained
 from elm_agent.records import (
+    Effect,
     EventKind,
+    Feedback,
     Hit,
     KeyKind,
     MemoryRecord,
@@ -32,11 +35,13 @@ from elm_agent.records import (
 from elm_agent.settings import check_namespace
 from elm_agent.storage import adopt, lifecycle, publish, purge
 from elm_agent.storage.adopt import Adopted
+from elm_agent.storage.harm import HarmWatch, read_evidence
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.indexes.feed import FedIndex
 from elm_agent.storage.ledger import changes as ledger
 from elm_agent.storage.ledger.changes import Change
 from elm_agent.storage.ledger.proofs import horizon
+from elm_agent.storage.posterior import HarmRule, Posterior, Weights, posterior
 from elm_agent.storage.purge import Forgotten, PurgeReport
 from elm_agent.storage.queue.jobs import JobQueue, Lease
 from elm_agent.storage.reader import BankReader, NamespaceInfo, read_record
@@ -45,11 +50,13 @@ from elm_agent.storage.sql import rows
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.paging import some
 from elm_agent.storage.sql.schema import MemoryRow, NamespaceRow
-from elm_agent.storage.uses import UseLog
+from elm_agent.storage.uses import Noted, UseLog
 from elm_agent.storage.vault.base import Vault
 from elm_agent.storage.vault.guard import refuse_readable, refuse_readable_namespace
 
 __all__ = ["Adopted", "Bank", "Forgotten", "Lease", "NamespaceInfo", "PurgeReport"]
+
+_log = logging.getLogger(__name__)
 
 
 class Bank(BankReader):
@@ -66,17 +73,20 @@ class Bank(BankReader):
         exact: ExactIndex | None = None,
         vault: Vault | None = None,
         shared: Collection[str] = (),
+        harm: HarmRule | None = None,
     ) -> None:
         """``index``: 'exact' scans, 'durable' asks ``durable`` and fails without it, 'auto' scans up to
         ``exact_limit`` active memories of a namespace and asks ``durable`` above, or scans and says why it must.
         ``durable``: an index that not every process may open is given only in its owner. The bank closes what
         it is given. ``shared``: namespaces that every other may read, and note uses of; no other is let in.
+        ``harm``: which memories are quarantined for what their uses tell; None: none.
         """
         super().__init__(database, tensors, vault)
         self.durable = durable
         self.shared = frozenset(shared)
         self.jobs = JobQueue(database, self.vault)
         self._use_log = UseLog(database, self.vault)
+        self._harm = HarmWatch(database, self.vault, harm)
         self.exact = exact or ExactIndex()
         self._search = Search(
             database, exact=self.exact, durable=durable, choice=index, exact_limit=exact_limit, vault=self.vault
@@ -305,12 +315,55 @@ class Bank(BankReader):
         """
         self._check_shared(use.namespace, use.memory_namespace or use.namespace)
         self._use_log.record(use, observe or _silent)
+        self._watch(use.namespace, use.memory_namespace or use.namespace, use.memory_id)
 
     def settle_use(
         self, namespace: str, use_id: str, outcome: UseOutcome, *, observe: Observer | None = None
     ) -> None:
         """Note what the use did, once it is known; the last word counts. Raises ``NotFound``."""
-        self._use_log.settle(namespace, use_id, outcome, observe or _silent)
+        self._watch(namespace, *self._use_log.settle(namespace, use_id, outcome, observe or _silent))
+
+    def note_feedback(
+        self,
+        namespace: str,
+        use_id: str,
+        feedback: Feedback,
+        *,
+        answer: str | None = None,
+        effect: Effect | None = None,
+        observe: Observer | None = None,
+    ) -> Noted:
+        """Note what a user said of the answer; the last word counts. ``memory.feedback`` says what its effect is.
+
+        Raises ``NotFound``.
+        """
+        noted = self._use_log.note_feedback(
+            namespace, use_id, feedback, answer=answer, effect=effect, tell=observe or _silent
+        )
+        self._watch(namespace, noted.use.memory_namespace or namespace, noted.use.memory_id)
+        return noted
+
+    def use(self, namespace: str, use_id: str) -> UseRecord:
+        """Raises ``NotFound``, also for a use of another namespace."""
+        return self._use_log.get(namespace, use_id)
+
+    def posteriors(
+        self, namespace: str, memories: Collection[tuple[str, str]], weights: Weights | None = None
+    ) -> dict[tuple[str, str], Posterior]:
+        """What memories, each (its namespace, its id), are worth in ``namespace``; see ``storage.harm`` on walls.
+
+        One that is not there has no uses. Raises ``InputError`` for a namespace that is not shared.
+        """
+        homes = {home for home, _ in memories}
+        self._check_shared(namespace, *homes)
+        with self.database.read() as session:
+            return {
+                (home, memory_id): posterior(evidence, weights or Weights())
+                for home in sorted(homes)
+                for memory_id, evidence in read_evidence(
+                    session, namespace, home, [memory_id for name, memory_id in memories if name == home]
+                ).items()
+            }
 
     def uses(self, namespace: str, memory_id: str | None = None, limit: int | None = None) -> list[UseRecord]:
         """Newest first."""
@@ -409,6 +462,18 @@ class Bank(BankReader):
             memory = ledger.find_memory(change.session, namespace, memory_id)
             change.note(kind, memory, detail, text=note, reindex=reindex)
             return read_record(change.session, namespace, memory_id, self.vault)
+
+    def _watch(self, namespace: str, home: str, memory_id: str) -> None:
+        """After a use of ``namespace`` was committed: what goes wrong here must not make the caller note it again."""
+        if home != namespace:
+            return
+        try:
+            quarantined = self._harm.look(home, memory_id)
+        except StorageError as error:
+            _log.warning("memory %s could not be judged, its next use will: %s", memory_id, error)
+            return
+        if quarantined:
+            self._feed_or_warn(home)
 
     def _feed_or_warn(self, namespace: str) -> None:
         try:

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import ColumnElement, ScalarSelect, func, select, update
+from sqlalchemy.orm import Session
 
 from elm_agent.errors import NotFound
 from elm_agent.protocols import Observer
-from elm_agent.records import UseOutcome, UseRecord
+from elm_agent.records import Effect, Feedback, UseOutcome, UseRecord
 from elm_agent.storage.ledger.changes import check_still_here
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.faults import Refused
-from elm_agent.storage.sql.rows import use_record, use_values
+from elm_agent.storage.sql.rows import sealed, use_record, use_values
 from elm_agent.storage.sql.schema import MemoryRow, NamespaceRow, UseRow
 from elm_agent.storage.vault.base import Vault
 from elm_agent.storage.vault.guard import refuse_readable
 
+FEEDBACK_STEPS = ("feedback.before_commit", "feedback.committed")
 USE_STEPS = ("use.before_commit", "use.committed", "outcome.before_commit", "outcome.committed")
 """Told to an observer, with the ``use_id``; a crash is tested at each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A use as it is after feedback, and as it was. ``changed``: whether it said something new."""
+
+    use: UseRecord
+    before: UseRecord
+
+    @property
+    def changed(self) -> bool:
+        return (self.use.feedback, self.use.feedback_answer) != (self.before.feedback, self.before.feedback_answer)
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another word stood there before."""
+        return self.changed and self.before.feedback is not None
 
 
 class UseLog:
@@ -44,16 +65,57 @@ class UseLog:
             raise NotFound(f"no memory {use.memory_id[:80]!r} in namespace {home[:100]!r} to note a use of") from None
         tell("use.committed", {"use_id": use.id})
 
-    def settle(self, namespace: str, use_id: str, outcome: UseOutcome, tell: Observer) -> None:
-        """Write down the outcome once it is known; the last word counts. Raises ``NotFound``."""
+    def settle(self, namespace: str, use_id: str, outcome: UseOutcome, tell: Observer) -> tuple[str, str]:
+        """Write down the outcome once it is known; the last word counts. Raises ``NotFound``.
+
+        Returns namespace and id of the memory that was used.
+        """
         statement = update(UseRow).where(UseRow.namespace == namespace, UseRow.id == use_id)
         with self._database.write() as session:
-            found = session.execute(statement.values(outcome=outcome.value).returning(UseRow.id)).first()
+            used = session.execute(
+                statement.values(outcome=outcome.value).returning(UseRow.memory_namespace, UseRow.memory_id)
+            ).first()
             check_still_here(session, namespace)
-            if found is None:
+            if used is None:
                 raise NotFound(f"no use {use_id[:80]!r} in namespace {namespace[:100]!r}")
             tell("outcome.before_commit", {"use_id": use_id})
         tell("outcome.committed", {"use_id": use_id})
+        return used.memory_namespace, used.memory_id
+
+    def note_feedback(
+        self,
+        namespace: str,
+        use_id: str,
+        feedback: Feedback,
+        *,
+        answer: str | None,
+        effect: Effect | None,
+        tell: Observer,
+    ) -> Noted:
+        """Write down what the user said; the last word counts, the same word again changes nothing.
+
+        Raises ``NotFound``, ``VaultLocked``.
+        """
+        with self._database.write() as session:
+            row = _found(session, namespace, use_id, lock=True)
+            before = use_record(row, self._vault)
+            if (before.feedback, before.feedback_answer) != (feedback, answer):
+                refuse_readable(session, self._vault, namespace)
+                row.feedback = feedback.value
+                row.feedback_answer = sealed(self._vault, namespace, answer)
+                row.feedback_effect = None if effect is None else effect.value
+                row.feedback_at = self._database.now(session)
+                session.flush()
+                check_still_here(session, namespace)
+            after = use_record(row, self._vault)
+            tell("feedback.before_commit", {"use_id": use_id})
+        tell("feedback.committed", {"use_id": use_id})
+        return Noted(after, before)
+
+    def get(self, namespace: str, use_id: str) -> UseRecord:
+        """Raises ``NotFound``, also for a use of another namespace."""
+        with self._database.read() as session:
+            return use_record(_found(session, namespace, use_id), self._vault)
 
     def _check_bound(self, namespace: str) -> None:
         with self._database.read() as session:
@@ -68,6 +130,16 @@ class UseLog:
         query = query.order_by(UseRow.created_at.desc(), UseRow.id.desc()).limit(limit)
         with self._database.read() as session:
             return [use_record(row, self._vault) for row in session.scalars(query)]
+
+
+def _found(session: Session, namespace: str, use_id: str, *, lock: bool = False) -> UseRow:
+    row = session.get(UseRow, (namespace, use_id), with_for_update=lock or None)
+    if row is None:
+        raise NotFound(
+            f"no use {use_id[:80]!r} in namespace {namespace[:100]!r}: `elm-agent ask` names it (use_...) when an "
+            "answer had a memory, `elm-agent memories why ID` lists those of one"
+        )
+    return row
 
 
 def count_uses(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:

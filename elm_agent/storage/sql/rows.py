@@ -12,9 +12,11 @@ import numpy as np
 
 from elm_agent.errors import ElmError
 from elm_agent.records import (
+    Effect,
     Episode,
     EventKind,
     EventRecord,
+    Feedback,
     JobRecord,
     JobState,
     KeyKind,
@@ -121,19 +123,22 @@ def job_record(row: JobRow, vault: Vault) -> JobRecord:
     )
 
 
-_USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer")
+_USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer", "feedback_answer")
+_USE_WORDS = ("key_kind", "route", "outcome", "feedback", "feedback_effect")
 
 
 @_whole
 def use_record(row: UseRow, vault: Vault) -> UseRecord:
     texts = {name: opened(vault, row.namespace, getattr(row, name)) for name in _USE_TEXTS}
     return UseRecord(
-        **_columns(row, UseRecord, skip={"key_kind", "route", "outcome", "memory_namespace", *_USE_TEXTS}),
+        **_columns(row, UseRecord, skip={"memory_namespace", *_USE_WORDS, *_USE_TEXTS}),
         memory_namespace="" if row.memory_namespace == row.namespace else row.memory_namespace,
         **texts,  # type: ignore[arg-type]  # the question is never None
         key_kind=KeyKind(row.key_kind),
         route=Route(row.route),
         outcome=UseOutcome(row.outcome),
+        feedback=None if row.feedback is None else Feedback(row.feedback),
+        feedback_effect=None if row.feedback_effect is None else Effect(row.feedback_effect),
     )
 
 

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from elm_agent.storage.sql.faults import Damaged
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration; a test compares it with the migrations themselves."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -261,6 +261,10 @@ Index("ix_jobs_model", JobRow.model_id, JobRow.state, *_TURN)
 Index("ix_jobs_updated", JobRow.state, JobRow.updated_at)
 
 
+# All that a posterior is made of, so that the index alone answers it.
+_EVIDENCE = ("outcome", "route", "feedback_effect", "namespace")
+
+
 class UseRow(Base):
     """One retrieval of one memory, in the namespace of who asked; a shared memory lives in another namespace.
 
@@ -270,7 +274,7 @@ class UseRow(Base):
     __tablename__ = "uses"
     __table_args__ = (
         ForeignKeyConstraint(["memory_namespace", "memory_id"], ["memories.namespace", "memories.id"]),
-        Index("ix_uses_memory", "memory_namespace", "memory_id", "outcome"),
+        Index("ix_uses_memory", "memory_namespace", "memory_id", *_EVIDENCE),
         Index("ix_uses_created", "namespace", "created_at", "id"),
         Index("ix_uses_ledgered", "memory_namespace", "ledgered"),
         Index("ix_uses_subject", "namespace", "subject"),
@@ -290,6 +294,10 @@ class UseRow(Base):
     memory_answer: Mapped[str | None] = mapped_column(Words)
     zero_shot_answer: Mapped[str | None] = mapped_column(Words)
     outcome: Mapped[str] = mapped_column(Word)
+    feedback: Mapped[str | None] = mapped_column(Word)
+    feedback_answer: Mapped[str | None] = mapped_column(Words)
+    feedback_effect: Mapped[str | None] = mapped_column(Word)
+    feedback_at: Mapped[datetime | None]
     ledgered: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
 

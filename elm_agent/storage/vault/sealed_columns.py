@@ -99,7 +99,10 @@ JOBS = SealedTable(
     JobRow, "id", ("question", "reason"), ("progress",), ("subject", "idempotency_key"), frozenset({"reason"})
 )
 USES = SealedTable(
-    UseRow, "id", ("question", "reason", "answer", "memory_answer", "zero_shot_answer"), blinded=("subject",)
+    UseRow,
+    "id",
+    ("question", "reason", "answer", "memory_answer", "zero_shot_answer", "feedback_answer"),
+    blinded=("subject",),
 )
 EVENTS = SealedTable(EventRow, "revision", ("note", "salt"))
 TABLES = (EPISODES, MEMORIES, JOBS, USES, EVENTS)

@@ -18,7 +18,7 @@ from vault_helpers import FIRST, masters
 
 import elm_agent.storage
 from elm_agent.errors import StorageError
-from elm_agent.records import EventKind, KeyKind, MemoryState
+from elm_agent.records import Effect, EventKind, Feedback, KeyKind, MemoryState
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.database import Database, connect_only
@@ -148,6 +148,10 @@ def second(first: Engine, database_url: str) -> Engine:
     return first
 
 
+def use_key(use: dict[str, Any]) -> tuple[str, str]:
+    return use["namespace"], use["id"]
+
+
 def test_rows_of_the_second_schema_arrive_whole(second: Engine, database_url: str) -> None:
     before = first_schema.rows(second)
     bank = Bank(Database.open(database_url), MemoryTensors(), index="exact", shared=["other"])
@@ -155,7 +159,9 @@ def test_rows_of_the_second_schema_arrive_whole(second: Engine, database_url: st
     after = first_schema.rows(second)
     for table in set(first_schema.TABLES) - {"namespaces", "uses"}:
         assert after[table] == before[table]
-    assert after["uses"] == [use for use in before["uses"] if use["namespace"] != "not usable/"]
+    later = dict.fromkeys(("feedback", "feedback_answer", "feedback_effect", "feedback_at"))
+    housed_uses = [use | later for use in before["uses"] if use["namespace"] != "not usable/"]
+    assert sorted(after["uses"], key=use_key) == sorted(housed_uses, key=use_key)
     assert [info.name for info in bank.namespaces()] == ["default", "never-bound", "other"]
     for info in bank.namespaces():
         assert chain.verify(bank.database, info.name).broken is None
@@ -179,6 +185,30 @@ def test_down_to_the_second_schema_and_up_again(second: Engine, database_url: st
     assert not {"ix_jobs_model", "ix_jobs_updated"} & jobs
     to_version(database_url, "0003")
     assert first_schema.rows(second) == before
+
+
+def test_feedback_is_added_to_uses_of_the_third_schema_and_goes_on_the_way_down(
+    second: Engine, database_url: str
+) -> None:
+    to_version(database_url, "0003")
+    before = first_schema.rows(second)
+    bank = Bank(Database.open(database_url), MemoryTensors(), index="exact", shared=["other"])
+    assert bank.uses("default")[0].feedback is None
+    noted = bank.note_feedback("default", "use_1", Feedback.WRONG, answer="56", effect=Effect.HURT)
+    assert (noted.use.feedback, noted.use.feedback_answer, noted.use.feedback_effect) == ("wrong", "56", "hurt")
+    assert noted.use.feedback_at is not None
+    [found] = bank.posteriors("default", [("default", "mem_1")]).values()
+    # one was fixed before anybody could say so, one is hurt by what was just said; a use of the same memory is abroad
+    assert (found.helped, found.same, found.hurt) == (2, 1, 2)
+    bank.close()
+    to_version(database_url, "0003")
+    assert first_schema.rows(second) == before
+    columns = {index["name"]: index["column_names"] for index in inspect(second).get_indexes("uses")}
+    assert columns["ix_uses_memory"] == ["memory_namespace", "memory_id", "outcome"]
+    to_version(database_url, "head")
+    bank = Bank(Database.open(database_url), MemoryTensors(), index="exact", shared=["other"])
+    assert bank.use("default", "use_1").feedback is None
+    bank.close()
 
 
 @pytest.mark.usefixtures("second")
