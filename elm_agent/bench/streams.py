@@ -26,7 +26,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class _Family:
+class Family:
     """``templates`` take a and b; ``operands`` lists every allowed pair."""
 
     templates: tuple[str, ...]
@@ -34,29 +34,34 @@ class _Family:
     solve: Callable[[int, int], int]
 
 
-def _square(low: int, high: int) -> list[tuple[int, int]]:
+def square(low: int, high: int) -> list[tuple[int, int]]:
     """Every ordered pair of numbers from ``low`` to ``high``, both included."""
     return [(a, b) for a in range(low, high + 1) for b in range(low, high + 1)]
 
 
 _SUM = ("What is {a} plus {b}?", "Compute {a} + {b}.", "What is {a} + {b}?")
 _FAMILIES = {
-    "products": _Family(
+    "products": Family(
         ("What is {a} times {b}?", "Compute {a} * {b}.", "What is {a} x {b}?"),
-        lambda: _square(2, 9),
+        lambda: square(2, 9),
         lambda a, b: a * b,
     ),
-    "sums": _Family(_SUM, lambda: _square(1, 9), lambda a, b: a + b),
-    "differences": _Family(
+    "sums": Family(_SUM, lambda: square(1, 9), lambda a, b: a + b),
+    "differences": Family(
         ("What is {a} minus {b}?", "Compute {a} - {b}.", "What is {a} - {b}?"),
-        lambda: [(a, b) for a, b in _square(1, 9) if a >= b],
+        lambda: [(a, b) for a, b in square(1, 9) if a >= b],
         lambda a, b: a - b,
     ),
-    "two_digit_sums": _Family(_SUM, lambda: _square(10, 99), lambda a, b: a + b),
+    "two_digit_sums": Family(_SUM, lambda: square(10, 99), lambda a, b: a + b),
 }
 
 FAMILIES = tuple(_FAMILIES)
 """What ``arithmetic_stream`` can make."""
+
+
+def family_named(name: str) -> Family:
+    """One of ``FAMILIES``."""
+    return _FAMILIES[name]
 
 
 def arithmetic_stream(*, seed: int, count: int, families: Sequence[str]) -> list[Problem]:
@@ -139,33 +144,50 @@ def read_questions(
     Raises:
         InputError: the file is not there or cannot be read.
     """
+    fields = (question_field, answer_field, subject_field)
+    return (
+        record if isinstance(record, Line) else line_of(number, record, fields)
+        for number, record in read_records(path)
+    )
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, object]]:
+    """The number and the JSON value of each line that is not blank; a ``Line`` with its fault where there is none.
+
+    Raises:
+        InputError: the file is not there or cannot be read.
+    """
     file = Path(path)
     if not file.is_file():
         what = "is not a file" if file.exists() else "does not exist"
         raise InputError(f"question file {str(file)!r} {what}: expected a file of JSON objects, one a line")
-    return _lines(file, (question_field, answer_field, subject_field))
+    return _records(file)
 
 
-def _lines(file: Path, fields: tuple[str, str, str]) -> Iterator[Line]:
+def _records(file: Path) -> Iterator[tuple[int, object]]:
     try:
         with file.open("rb") as lines:
             for number, raw in enumerate(lines, 1):
                 raw = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 if raw.strip():
-                    yield _parse(number, raw, fields)
+                    yield number, _parse(number, raw)
     except OSError as error:
         raise InputError(f"question file {str(file)!r} cannot be read: {error.strerror}") from None
 
 
-def _parse(number: int, raw: bytes, fields: tuple[str, str, str]) -> Line:
+def _parse(number: int, raw: bytes) -> object:
     try:
-        record = json.loads(raw.decode("utf-8"))
+        return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
         return Line(
             number, None, fault=f"line {number} is not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}"
         )
     except (ValueError, RecursionError) as error:
         return Line(number, None, fault=f"line {number} is not JSON: {error}")
+
+
+def line_of(number: int, record: object, fields: tuple[str, str, str]) -> Line:
+    """What a record of a data set says. ``fields``: the names of question, answer and subject in it."""
     if not isinstance(record, dict):
         return Line(number, None, fault=f"line {number} is a JSON {_kind(record)}: expected an object")
     question_field, answer_field, subject_field = fields
