@@ -95,6 +95,11 @@ class MethodFigures:
     def label(self) -> str:
         return self.method if self.source is None else f"{self.method} from {self.source}"
 
+    @property
+    def tokens_per_question(self) -> float | None:
+        """Generated tokens, those of learning included."""
+        return (self.answering.tokens + self.learning.tokens) / self.asked if self.asked else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFigures:
@@ -135,10 +140,13 @@ def failures(lines: Lines) -> tuple[Failure, ...]:
     )
 
 
-def task_figures(lines: Lines, items: Items, *, told: Callable[[], None] = lambda: None) -> tuple[TaskFigures, ...]:
+def task_figures(
+    lines: Lines, items: Items, *, told: Callable[[int], None] = lambda _: None
+) -> tuple[TaskFigures, ...]:
     """Every method on each task, and on all tasks together when there are several.
 
-    Lines of the offline matrix (with a ``learner``) are left to ``offline``. ``told`` is called after each method.
+    Lines of the offline matrix (with a ``learner``) are left to ``offline``. ``told`` is called with 1
+    after each method.
     """
     learned = [line for line in lines if line.phase is Phase.LEARN]
     answers = [line for line in lines if line.phase is Phase.ANSWER and line.learner is None]
@@ -186,7 +194,9 @@ def is_baseline(method: str) -> bool:
     return not is_agent(method) and method != ZERO_SHOT and not method.startswith("oracle")
 
 
-def _section(task: str | None, answers: Lines, learned: Lines, items: Items, told: Callable[[], None]) -> TaskFigures:
+def _section(
+    task: str | None, answers: Lines, learned: Lines, items: Items, told: Callable[[int], None]
+) -> TaskFigures:
     groups: dict[tuple[str, str | None], list[GenerationLine]] = defaultdict(list)
     for line in answers:
         groups[line.method, line.source if line.source != line.task else None].append(line)
@@ -197,7 +207,7 @@ def _section(task: str | None, answers: Lines, learned: Lines, items: Items, tol
         learning = [line for line in learned if line.method == name and line.task in sources]
         against = {n: known[n] for n in known if is_agent(name) and is_baseline(n)}
         methods.append(_method(part, learning, known.get(ZERO_SHOT, {}), against, items, source))
-        told()
+        told(1)
     questions = {question_of(line, items) for line in answers}
     return TaskFigures(task=task, questions=len(questions), methods=tuple(methods))
 

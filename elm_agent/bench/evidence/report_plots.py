@@ -1,0 +1,157 @@
+"""The pictures of a report with the words that stand for them. Figures and lines in, sections out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from elm_agent.bench.evidence import report_pictures as pictures
+from elm_agent.bench.evidence.contract import Phase
+from elm_agent.bench.evidence.figures import TaskFigures
+from elm_agent.bench.evidence.lines import ZERO_SHOT, Key, Lines, candidate_right, grouped, key_of, verdicts
+from elm_agent.bench.evidence.matrix import OfflineFigures
+from elm_agent.bench.evidence.report_section import Picture, Section, percent, points
+from elm_agent.bench.evidence.report_series import Band, bank_map, rank_curves, reward_curves, stream_curves
+
+Draw = Callable[[Figure], None]
+
+
+class Plots:
+    """Draws with one colour for each method in the whole page, and gives every picture a name of its own."""
+
+    def __init__(self, methods: Sequence[str]) -> None:
+        self._colours = pictures.colours_of(methods)
+        self._count = 0
+
+    def stream(self, answers: Lines) -> Section | None:
+        """Accuracy over the stream; None when nothing was judged."""
+        curves = stream_curves(answers)
+        if not curves:
+            return None
+        told = _ends(curves)
+        picture = self._picture(pictures.stream(curves, self._colours), f"Right answers so far: {told}.", height=4.0)
+        words = (
+            "Share of right answers so far, mean over seeds; the band reaches from the lowest to the highest seed."
+        )
+        return Section(title="Accuracy over the stream", words=(words,), pictures=(picture,))
+
+    def gain(self, task: TaskFigures) -> Section | None:
+        """Cost against gain, and flips; None when nothing is beside zero-shot."""
+        shown = [m for m in task.methods if m.versus is not None and m.versus.difference.estimate is not None]
+        if not shown:
+            return None
+        gains = "; ".join(f"{m.label} {points(m.versus.difference.estimate)}" for m in shown if m.versus)
+        flips = "; ".join(f"{m.label} +{m.versus.fixed} -{m.versus.broken}" for m in shown if m.versus)
+        drawn = [
+            self._picture(
+                pictures.cost_and_gain(shown, self._colours),
+                f"Points of gain over zero-shot: {gains}.",
+                "Gain over zero-shot with its interval, against the tokens generated for a question.",
+            ),
+            self._picture(
+                pictures.flips(shown),
+                f"Answers fixed and broken: {flips}.",
+                "Answers that were wrong without and right with the method, and the reverse.",
+                height=1.4 + 0.28 * len(shown),
+            ),
+        ]
+        if not any(m.tokens_per_question for m in shown):
+            del drawn[0]
+        return Section(title="Cost, gain and flips", pictures=tuple(drawn))
+
+    def retrieval(self, task: TaskFigures) -> Section | None:
+        """How retrievals concentrate on few memories; None without any."""
+        found = {m.label: rank_curves(m.retrieval.uses) for m in task.methods if m.retrieval is not None}
+        curves = {name: curve for name, curve in found.items() if curve}
+        if not curves:
+            return None
+        told = "; ".join(f"{name} {percent(curve[0])} for the first" for name, curve in curves.items())
+        picture = self._picture(pictures.ranks(curves, self._colours), f"Share of retrievals by rank: {told}.")
+        words = (
+            "Share of all retrievals that the most retrieved memories took, mean over seeds. A steep rise: few serve."
+        )
+        return Section(title="Retrieval concentration", words=(words,), pictures=(picture,))
+
+    def rewards(self, learned: Lines) -> Section | None:
+        """Vote shares over the steps of training; None without curves."""
+        curves = reward_curves(learned)
+        if not curves:
+            return None
+        told = "; ".join(
+            f"{name} from {percent(band.middle[0])} to {percent(band.middle[-1])}" for name, band in curves.items()
+        )
+        picture = self._picture(pictures.rewards(curves, self._colours), f"Share of rollouts that agree: {told}.")
+        words = (
+            "Median over a method's memories, with quartiles. Agreement is the reward; it needs no reference answer."
+        )
+        return Section(title="Reward curves", words=(words,), pictures=(picture,))
+
+    def maps(self, answers: Lines, learned: Lines) -> Section | None:
+        """The map of each bank; None when nothing was learned."""
+        notes, drawn = [], []
+        zero_shot = verdicts(line for line in answers if line.method == ZERO_SHOT)
+        for method, part in grouped([line for line in learned if line.memory_id], lambda line: line.method).items():
+            served = [line for line in answers if line.method == method]
+            found = bank_map(part, served, {**_own(served), **zero_shot})
+            if found.note is not None or found.explained is None:
+                notes.append(f"{method}: {found.note}.")
+                continue
+            good = sum(point.utility > 0 for point in found.points)
+            bad = sum(point.utility < 0 for point in found.points)
+            alt = f"{method}: {len(found.points)} memories; {good} fixed more than they broke, {bad} broke more."
+            caption = f"{method}: two components hold {percent(found.explained)} of the variance of the keys."
+            drawn.append(self._picture(pictures.bank(found), alt, caption, height=3.8))
+        if not notes and not drawn:
+            return None
+        words = (
+            "Retrieval keys of all seeds on their two principal components. Colour: answers fixed less answers"
+            " broken; size: how often a memory was retrieved. Memories side by side serve the same questions."
+        )
+        return Section(title="Map of the bank", words=(words,), pictures=tuple(drawn), notes=tuple(notes))
+
+    def offline(self, found: Sequence[OfflineFigures]) -> Section | None:
+        """Threshold curves, and the matrix of every seed; None without a matrix."""
+        drawn = []
+        for task in dict.fromkeys(one.task for one in found):
+            shown = [one for one in found if one.task == task and one.curve]
+            if shown:
+                told = "; ".join(f"{one.method} {percent(one.improving)} improve" for one in shown)
+                alt = f"{task}, share of memories by gain: {told}."
+                drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt))
+        for one in found:
+            for seed in one.seeds:
+                order = [memory.learner for memory in one.memories if memory.seed == seed.seed]
+                if not any(seed.matrix.values()):
+                    continue
+                title = f"{one.method} on {one.task}, seed {seed.seed}"
+                fixed = sum(memory.fixed for memory in one.memories if memory.seed == seed.seed)
+                broken = sum(memory.broken for memory in one.memories if memory.seed == seed.seed)
+                alt = f"{title}: {len(order)} memories; {fixed} answers fixed, {broken} broken."
+                drawn.append(self._picture(pictures.matrix(seed, order), alt, height=4.2))
+        return Section(title="Matrix of memory by question", pictures=tuple(drawn)) if drawn else None
+
+    def _picture(self, draw: Draw, alt: str, caption: str | None = None, height: float = 3.4) -> Picture:
+        self._count += 1
+        made = pictures.svg(draw, name=f"plot{self._count}", text=alt, height=height)
+        return Picture(svg=made, alt=alt, caption=caption or alt)
+
+
+def task_plots(plots: Plots, task: TaskFigures, lines: Lines, *, online: bool) -> Iterator[Section | None]:
+    """The pictures of one task; ``online``: the order of questions means something."""
+    answers = [one for one in lines if one.phase is Phase.ANSWER and one.learner is None and one.task == task.task]
+    sources = {one.source for one in answers}
+    learned = [one for one in lines if one.phase is Phase.LEARN and one.task in sources]
+    yield plots.stream(answers) if online else None
+    yield plots.gain(task)
+    yield plots.retrieval(task)
+    yield plots.maps(answers, learned)
+    yield plots.rewards(learned)
+
+
+def _ends(curves: Mapping[str, Band]) -> str:
+    return "; ".join(f"{name} {percent(band.middle[-1])} in the end" for name, band in curves.items())
+
+
+def _own(answers: Lines) -> dict[Key, bool]:
+    return {key_of(line): right for line in answers if (right := candidate_right(line, ZERO_SHOT)) is not None}

@@ -1,0 +1,200 @@
+"""A report's tables of methods: what they reach, beside what, at what cost. Figures in, sections out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from elm_agent.bench.evidence.figures import Comparison, MethodFigures, TaskFigures
+from elm_agent.bench.evidence.lines import Share
+from elm_agent.bench.evidence.report_section import (
+    NONE,
+    Section,
+    Table,
+    counted,
+    interval,
+    number,
+    p_value,
+    percent,
+    points,
+)
+
+
+def results(task: TaskFigures) -> Section:
+    """The main table."""
+    level = next((100 * m.versus.difference.level for m in task.methods if m.versus), 95)
+    return Section(
+        title="Results",
+        words=(
+            f"{task.questions} different questions. Difference: percentage points more than zero-shot on the same"
+            f" questions and seeds, with its {level:.0f} % bootstrap interval over questions. p: exact McNemar test."
+            " Fixed and broken: only the method right, only zero-shot right. Harm: broken, of all pairs. Failures are"
+            " in no share; a text without an answer is wrong.",
+        ),
+        table=Table(
+            columns=("method", "right", "difference", "p", "fixed", "broken", "harm", "no answer", "failures"),
+            rows=tuple(_result(method) for method in task.methods),
+        ),
+        notes=tuple(note for method in task.methods for note in _notes(method)),
+    )
+
+
+def _result(method: MethodFigures) -> tuple[str, ...]:
+    head = (method.label, counted(method.accuracy))
+    tail = (str(method.no_answer), str(method.failures))
+    if (found := method.versus) is None:
+        return (*head, "reference", *[NONE] * 4, *tail)
+    return (
+        *head,
+        interval(found.difference),
+        p_value(found.mcnemar.p),
+        str(found.fixed),
+        str(found.broken),
+        percent(found.harm),
+        *tail,
+    )
+
+
+def _notes(method: MethodFigures) -> Iterator[str]:
+    if method.versus is not None:
+        yield from _said(method.label, method.versus)
+        if method.versus.unpaired:
+            yield f"{method.label}: {method.versus.unpaired} judged answers have no zero-shot answer beside them."
+    if method.own_reference:
+        yield (
+            f"{method.label}: {method.own_reference} pairs are with its own plain candidate, for zero_shot has no"
+            " judged answer there."
+        )
+    if method.reference_differs:
+        count = method.reference_differs
+        yield f"{method.label}: its own plain candidate was judged otherwise than zero_shot {count}×."
+    if method.failures and method.asked:
+        least = Share.of(method.accuracy.part, method.asked)
+        yield f"{method.label}: {counted(least)} if its failures counted as wrong."
+    if method.learn_failures:
+        yield f"{method.label}: learning failed {method.learn_failures}×."
+
+
+def _said(label: str, found: Comparison) -> Iterator[str]:
+    for note in (found.difference.note, found.mcnemar.note):
+        if note is not None:
+            yield f"{label} beside {found.reference}: {note}."
+
+
+def seeds(task: TaskFigures) -> Section:
+    """Seeds one by one."""
+    names = sorted({seed.seed for method in task.methods for seed in method.seeds})
+    rows = []
+    for method in task.methods:
+        found = {one.seed: one for one in method.seeds}
+        cells = []
+        for name in names:
+            one = found.get(name)
+            cells.append(NONE if one is None else f"{percent(one.accuracy)}{_gained(one.versus)}")
+        rows.append((method.label, *cells, _spread([one.accuracy.value for one in method.seeds])))
+    return Section(
+        title="Seeds one by one",
+        words=("Right answers, with the difference to zero-shot of the same seed in points and its p.",),
+        table=Table(columns=("method", *(f"seed {name}" for name in names), "mean ± deviation"), rows=tuple(rows)),
+    )
+
+
+def _gained(found: Comparison | None) -> str:
+    if found is None or found.difference.estimate is None:
+        return ""
+    p = "" if found.mcnemar.p is None else f", p {p_value(found.mcnemar.p)}"
+    return f" ({points(found.difference.estimate)}{p})"
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return NONE
+    if len(known) == 1:
+        return f"{known[0]:.1f}"
+    return f"{statistics.fmean(known):.1f} ± {statistics.stdev(known):.1f}"
+
+
+def families(task: TaskFigures) -> Section | None:
+    """By family; None when there is only one."""
+    names = sorted({one.family for method in task.methods for one in method.families})
+    if len(names) < 2:
+        return None
+    rows = []
+    for method in task.methods:
+        found = {one.family: one for one in method.families}
+        cells = (f"{percent(found[n].accuracy)}{_gained(found[n].versus)}" if n in found else NONE for n in names)
+        rows.append((method.label, *cells))
+    return Section(
+        title="Families",
+        words=("Right answers by family, with the difference to zero-shot in points and its p.",),
+        table=Table(columns=("method", *names), rows=tuple(rows)),
+    )
+
+
+def against(task: TaskFigures) -> Section | None:
+    """Our methods beside each baseline; None without both."""
+    found = [(method, one) for method in task.methods for one in method.against]
+    if not found:
+        return None
+    costs = {method.method: method.tokens_per_question for method in task.methods if method.source is None}
+    rows = tuple(
+        (
+            method.label,
+            one.reference,
+            interval(one.difference),
+            p_value(one.mcnemar.p),
+            str(one.fixed),
+            str(one.broken),
+            f"{number(method.tokens_per_question, 0)} / {number(costs.get(one.reference), 0)}",
+        )
+        for method, one in found
+    )
+    return Section(
+        title="Beside the baselines",
+        words=(
+            "The same comparison with each baseline in place of zero-shot, and what both generate for a question.",
+        ),
+        table=Table(
+            columns=("method", "beside", "difference", "p", "only it right", "only the other right", "tokens"),
+            rows=rows,
+        ),
+        notes=tuple(note for method, one in found for note in _said(method.label, one)),
+    )
+
+
+def costs(task: TaskFigures) -> Section:
+    """Tokens and seconds."""
+    rows = []
+    for method in task.methods:
+        one, other = method.answering, method.learning
+        rows.append(
+            (
+                method.label,
+                number(_per(one.tokens, one.count)),
+                number(_per(one.prompt_tokens, one.count)),
+                number(_per(one.seconds, one.count), 2),
+                str(other.count),
+                number(_per(other.tokens, other.count)),
+                number(_per(other.seconds, other.count), 2),
+                number(method.tokens_per_question),
+                number(one.seconds + other.seconds, 0),
+            )
+        )
+    columns = (
+        "method",
+        "tokens an answer",
+        "read an answer",
+        "s an answer",
+        "learned from",
+        "tokens a learning",
+        "s a learning",
+        "tokens a question",
+        "s in all",
+    )
+    words = "Tokens are generated ones, over all calls of the model; *read* ones are those of prompts."
+    return Section(title="Cost", words=(words,), table=Table(columns=columns, rows=tuple(rows)))
+
+
+def _per(total: float, count: int) -> float | None:
+    return total / count if count else None
