@@ -27,12 +27,15 @@ T = TypeVar("T")
 
 
 class Baseline(ABC):
-    """A method that learns nothing; ``name`` may have options after a colon."""
+    """A method that learns nothing."""
 
     learns = False
     sees_answers = False
+    takes_number = False  # whether its name may end in a colon and a number
 
     def __init__(self, name: str, place: Workplace) -> None:
+        if ":" in name and not self.takes_number:
+            raise InputError(f"method {name.partition(':')[0]!r} has no options; got {name!r}")
         self.name = name
         self.place = place
         self.task = place.task
@@ -180,8 +183,8 @@ def sample_seed(seed: int, name: str, item: Item, index: int) -> int:
 
 def number_option(name: str, default: int) -> int:
     """The number after the colon of a method's name. Raises ``InputError`` for anything else there."""
-    method, _, option = name.partition(":")
-    if not option:
+    method, colon, option = name.partition(":")
+    if not colon:
         return default
     if not option.isdecimal() or int(option) < 1:
         raise InputError(f"method {name!r}: expected {method} or {method}:N with a number N from 1")
