@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from elm_agent.errors import InputError, ModelMismatch, NotFound, SettingsError
 from elm_agent.protocols import JobRunner, LanguageModel, Observer, Task, TensorStore, Trainer, Verifier
-from elm_agent.records import Candidate, KeyKind, Recipe
+from elm_agent.records import Candidate, Feedback, JobState, KeyKind, Recipe
 from elm_agent.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from elm_agent.memory.feedback import FeedbackReport
     from elm_agent.memory.maintain import MaintenanceReport
+    from elm_agent.memory.ranking import Ranking
+    from elm_agent.memory.replay import Replay
     from elm_agent.memory.worker import Worker
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.indexes.feed import FedIndex
+    from elm_agent.storage.posterior import HarmRule, Weights
     from elm_agent.storage.search import IndexChoice
     from elm_agent.storage.sql.database import Database
     from elm_agent.storage.vault.base import Vault
@@ -78,6 +82,25 @@ class Runtime:
         together = concurrency or self._concurrency
         return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, together, observe)
 
+    @property
+    def ranking(self) -> Ranking:
+        """The second phase of retrieval."""
+        return _ranking(self.settings)
+
+    def feedback(
+        self, use_id: str, verdict: Feedback | str, *, answer: str | None = None, namespace: str | None = None
+    ) -> FeedbackReport:
+        """Note that the answer of a use was "right" or "wrong", and with ``answer`` what is right.
+
+        The last word counts. Raises as ``memory.feedback.give_feedback``.
+        """
+        report = take_feedback(
+            self.bank, self.settings, use_id, verdict, answer=answer, namespace=namespace, task=self.task
+        )
+        if report.job_state is JobState.QUEUED:
+            self.runner.notify()
+        return report
+
     def close(self) -> None:
         """Stop learning after its current step, then close bank and model. Idempotent."""
         self._closing.close()
@@ -130,6 +153,7 @@ def open_bank(
             exact=ExactIndex(settings.home / "index"),
             vault=vault,
             shared=settings.shared_namespaces,
+            harm=_harm_rule(settings),
         )
         opened.pop_all()  # from here on the bank closes it
         return bank
@@ -190,6 +214,78 @@ def maintain_bank(
         dry_run=dry_run,
         actor=actor,
         observe=observe,
+    )
+
+
+def take_feedback(
+    bank: Bank,
+    settings: Settings,
+    use_id: str,
+    verdict: Feedback | str,
+    *,
+    answer: str | None = None,
+    namespace: str | None = None,
+    task: Task | None = None,
+) -> FeedbackReport:
+    """What a user says of an answer, by ``settings``; see ``memory.feedback.give_feedback``. Needs no model.
+
+    ``namespace=None``: that of the settings. ``task=None``: likewise.
+    """
+    from elm_agent.memory.feedback import give_feedback
+
+    return give_feedback(
+        bank,
+        settings.namespace if namespace is None else namespace,
+        use_id,
+        verdict,
+        task=_task(settings) if task is None else task,
+        answer=answer,
+        replay=_replay(settings),
+        recipe=settings.learning.recipe(),
+    )
+
+
+def _replay(settings: Settings) -> Replay | None:
+    from elm_agent.memory.replay import Replay
+
+    chosen = settings.learning
+    if chosen.replay_rollouts is None:
+        return None
+    return Replay(
+        rollouts=chosen.replay_rollouts,
+        split_below=chosen.replay_vote_share,
+        max_attempts=settings.worker.max_attempts,
+    )
+
+
+def _weights(settings: Settings) -> Weights:
+    from elm_agent.storage.posterior import Weights
+
+    return Weights(prior=settings.utility.prior, verifier=settings.utility.verifier_weight)
+
+
+def _ranking(settings: Settings) -> Ranking:
+    from elm_agent.memory.ranking import Ranking
+
+    chosen = settings.utility
+    return Ranking(
+        how=chosen.ranking,
+        candidates=chosen.candidates,
+        weight=chosen.weight,
+        ucb_width=chosen.ucb_width,
+        seed=chosen.seed,
+        weights=_weights(settings),
+    )
+
+
+def _harm_rule(settings: Settings) -> HarmRule | None:
+    from elm_agent.storage.posterior import HarmRule
+
+    chosen = settings.utility
+    if chosen.quarantine_harm is None:
+        return None
+    return HarmRule(
+        probability=chosen.quarantine_harm, uses=chosen.quarantine_uses, weights=_weights(settings)
     )
 
 
@@ -371,6 +467,7 @@ def _load_model(settings: Settings, opened: ExitStack, progress: Progress | None
         max_batch_rows=settings.max_batch_rows,
         join_window_ms=settings.join_window_ms,
         kv_heads=settings.learning.kv_heads,
+        pack=settings.pack,
         engine=settings.engine,
         gpu_memory_utilization=settings.vllm.gpu_memory_utilization,
         vllm_options=settings.vllm.options,
@@ -518,6 +615,7 @@ def _worker(
         poll_seconds=settings.worker.poll_seconds,
         backoff_seconds=settings.worker.backoff_seconds,
         concurrency=concurrency,
+        replay=_replay(settings),
         upkeep=None if every is None else Scheduled(lambda: maintain_bank(bank, settings, actor="worker"), every),
         observe=observe,
     )

@@ -75,6 +75,13 @@ class LearningSettings(_Section):
         False, description="approximation: rollouts read several tokens at once, guessed from earlier rollouts"
     )
 
+    replay_rollouts: int | None = Field(
+        None, ge=2, le=256, description="with which split votes and wrong answers are learnt again; None: never"
+    )
+    replay_vote_share: float = Field(
+        0.5, gt=0, le=1, description="final vote share below which a vote counts as split, for `replay_rollouts`"
+    )
+
     @field_validator("objective", mode="before")
     @classmethod
     def _no_answers(cls, value: Any) -> Any:
@@ -100,11 +107,18 @@ class LearningSettings(_Section):
             raise ValueError(
                 "trainer 'trl' knows the objective 'grpo_majority' alone, and no approximation: use trainer 'native'"
             )
+        if self.replay_rollouts is not None and self.replay_rollouts <= self.rollouts:
+            raise ValueError(
+                f"replay_rollouts ({self.replay_rollouts}) are those of the second time: make them more than rollouts "
+                f"({self.rollouts}), or leave them out"
+            )
+        if self.replay_rollouts is not None and self.objective == "sft_greedy":
+            raise ValueError("objective 'sft_greedy' has one completion and no votes: leave replay_rollouts out")
         return self
 
     def recipe(self) -> Recipe:
         """The frozen record of these settings that is stored with every memory."""
-        return Recipe(**self.model_dump())
+        return Recipe(**self.model_dump(exclude={"replay_rollouts", "replay_vote_share"}))
 
 
 class RetrievalSettings(_Section):
@@ -116,6 +130,28 @@ class RetrievalSettings(_Section):
     exclude_same_question: bool = Field(
         False, description="strict online stream: a memory never serves the question that made it"
     )
+
+
+class UtilitySettings(_Section):
+    """What memories are worth by their uses: a second phase of retrieval, and a quarantine; both off by default."""
+
+    ranking: Literal["nearest", "mean", "ucb", "thompson"] = Field(
+        "nearest", description="order of the nearest: similarity (paper), times expected utility, or exploring"
+    )
+    candidates: int = Field(8, ge=1, le=100, description="how many of the nearest are ordered anew")
+    weight: float = Field(1.0, ge=0, le=1, description="a score is similarity x (1 + weight x utility)")
+    ucb_width: float = Field(1.0, ge=0, description="standard deviations that `ucb` adds to the expected utility")
+    seed: int = Field(0, ge=0, description="of `thompson`, with question and memory: the same draws every time")
+    prior: float = Field(
+        1.0, gt=0, description="uses' worth of helped, no difference and hurt before the first use; 1: flat"
+    )
+    verifier_weight: float = Field(
+        0.25, ge=0, le=1, description="of a use that only the verifier judged; 2p - 1 for one that is right in p"
+    )
+    quarantine_harm: float | None = Field(
+        None, ge=0.5, lt=1, description="probability of harm from which a memory is quarantined; None: never"
+    )
+    quarantine_uses: int = Field(5, ge=1, description="uses that told something, before that rule judges a memory")
 
 
 class VerificationSettings(_Section):
@@ -227,6 +263,9 @@ class Settings(BaseSettings):
         "auto", description="of the weights; auto: float32 on a CPU, as stored on a GPU"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; None: all cores")
+    pack: bool = Field(
+        True, description="float32 on a CPU: a second copy of the weights, packed for decoding, which is twice as quick"
+    )
     cache_dir: Path | None = Field(None, description="downloaded models; None: the user cache folder")
     offline: bool = Field(False, description="never use the network, not even for `model`")
     engine: Literal["native", "vllm"] = Field(
@@ -269,6 +308,7 @@ class Settings(BaseSettings):
 
     learning: LearningSettings = LearningSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
+    utility: UtilitySettings = UtilitySettings()
     verification: VerificationSettings = VerificationSettings()
     worker: WorkerSettings = WorkerSettings()
     encryption: EncryptionSettings = EncryptionSettings()

@@ -210,8 +210,10 @@ class _Slotted:
         counts = [len(piece) for piece in pieces]
         tokens_N = torch.tensor([token for piece in pieces for token in piece], device=self._network.device)
         adapters = [adapter for adapter, count in zip(self._adapters, counts, strict=True) for _ in range(count)]
+        several = counts if max(counts) > 1 else None
+        if several is None and not any(adapters) and (packed := self._network.packed) is not None:
+            return packed(self._slots, tokens_N)
         with self._network.beside(adapters):
-            several = counts if max(counts) > 1 else None
             return wide(step(self._network.model, self._slots, tokens_N, several))
 
 

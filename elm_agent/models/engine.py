@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +31,8 @@ from elm_agent.protocols import GenerationRequest, Message
 from elm_agent.records import Generation, KeyKind, MemoryKeys, ModelFingerprint, Vector
 from elm_agent.softprompt import SoftPrompt
 
+_Result = TypeVar("_Result")
+
 _LOOK_SECONDS = 0.2  # between two looks whether a job is still wanted
 
 
@@ -44,6 +47,7 @@ class LocalModel:
         join_window: seconds that the first request of a batch waits for company.
         kv_heads: pool attention heads in kv keys ("mean", the paper) or keep them ("keep").
         ignore_end: no token ends a row, each runs to its limit: for measurements that must draw the same number.
+        pack: decode with weights that are packed once, where that is quicker: see ``packed``.
         drawer: has another engine draw the tokens; None: the model does. All else comes from the model.
     """
 
@@ -57,9 +61,10 @@ class LocalModel:
         join_window: float = 0.004,
         kv_heads: str = "mean",
         ignore_end: bool = False,
+        pack: bool = True,
         drawer: Drawer | None = None,
     ) -> None:
-        self.network = Network(model)
+        self.network = Network(model, pack=pack)
         self.tokenizer = tokenizer
         self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint
@@ -177,12 +182,17 @@ class LocalModel:
         while decoder.rows:
             if cancelled():
                 raise JobCancelled("stopped among its rollouts, as asked")
-            with self.training():
-                decoder.step()
+            self.compute(decoder.step)
         return group
 
     def training(self) -> AbstractContextManager[None]:
+        """Hold the model for work on the caller's own thread; ``compute`` is quicker."""
         return self._lease.training()
+
+    def compute(self, work: Callable[[], _Result]) -> _Result:
+        """``work()`` while nothing else uses the model, after answers that wait; see ``ComputeThread.run``."""
+        with self._lease.training():
+            return self._lease.run(work)
 
     def close(self) -> None:
         """Finish what is queued and stop the thread that answers. Idempotent."""
@@ -195,7 +205,7 @@ class LocalModel:
         if kind is KeyKind.INPUT:
             return keys.input_key(embeds_TE)
         with self._lease.answering():
-            return keys.kv_query(self.network, embeds_TE, kv_heads=self.kv_heads)
+            return self._lease.run(partial(keys.kv_query, self.network, embeds_TE, kv_heads=self.kv_heads))
 
     def keys(self, prompt: SoftPrompt) -> MemoryKeys:
         return self.keys_of(prompt.prompt_VE.to(self.network.device))
@@ -204,8 +214,7 @@ class LocalModel:
         """Both keys of embeddings (T, E): a soft prompt's, or a question's."""
         kv = None
         if keys.has_kv_keys(self.network):
-            with self._lease.training():
-                kv = keys.kv_key(self.network, embeds_TE, kv_heads=self.kv_heads)
+            kv = self.compute(partial(keys.kv_key, self.network, embeds_TE, kv_heads=self.kv_heads))
         return MemoryKeys(input=keys.input_key(embeds_TE), kv=kv)
 
     def keys_of_states(self, initial_VE: torch.Tensor, keys_LHVD: torch.Tensor) -> MemoryKeys:

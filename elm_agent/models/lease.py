@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from elm_agent.models.compute import ComputeThread
+
+_Result = TypeVar("_Result")
 
 
 class ModelLease:
@@ -19,6 +24,11 @@ class ModelLease:
         self._held = False
         self._answers_waiting = 0
         self._updates_waiting = 0
+        self._thread = ComputeThread()
+
+    def run(self, work: Callable[[], _Result]) -> _Result:
+        """What the holder has to compute, on the thread where all of it is computed."""
+        return self._thread.run(work)
 
     def expect_answers(self, count: int) -> None:
         """So many more answers wait for whoever is ``serving``; negative: so many of them are taken on."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
-from elm_agent.models.network import Prefix
+if TYPE_CHECKING:
+    from elm_agent.models.network import Prefix
 
 
 def spare_bytes(device: torch.device) -> int | None:

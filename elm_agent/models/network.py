@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.lowrank import Adapter, beside, projections
+from elm_agent.models.packed import PackedStep, packed_step
 from elm_agent.models.step import why_unknown
 
 
@@ -73,11 +74,13 @@ class Network:
 
     ``why_slow``: why its architecture is decoded by transformers alone; None where the quick way is known.
     ``exact``: False for one that only comes near another, so that what it draws has to be corrected for.
+    ``pack``: decode with weights that are packed once, where that is quicker. Not for one that is trained.
     """
 
-    def __init__(self, model: PreTrainedModel, *, exact: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, *, exact: bool = True, pack: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
         self.exact = exact
+        self._pack = pack
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.embedding.weight.device
         self.dtype: torch.dtype = self.embedding.weight.dtype
@@ -87,6 +90,11 @@ class Network:
     def trains_head(self) -> bool:
         """Whether the head's own weights want a gradient."""
         return bool(self.model.get_output_embeddings().weight.requires_grad)
+
+    @cached_property
+    def packed(self) -> PackedStep | None:
+        """A quicker ``step``; made when first asked for, and None where there is none. To be held."""
+        return packed_step(self.model) if self._pack else None
 
     @property
     def width(self) -> int:

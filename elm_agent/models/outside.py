@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ class OutsideDrawing:
 
     def _score(self, embeds_TE: torch.Tensor, row: Row) -> None:
         with self._lease.answering():
-            row.logprobs, row.certainties = scores(self._network, embeds_TE, row.tokens)
+            row.logprobs, row.certainties = self._lease.run(partial(scores, self._network, embeds_TE, row.tokens))
 
 
 @torch.no_grad()

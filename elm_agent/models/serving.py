@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -172,7 +173,7 @@ class Serving:
         """Draw these rows to their ends, and with ``company`` those that come meanwhile."""
         try:
             with self._lease.serving():
-                self._fly(aboard, company=company)
+                self._lease.run(partial(self._fly, aboard, company=company))
         except BaseException as error:  # it belongs to the callers, who get it from their futures
             traceback.clear_frames(error.__traceback__)  # they hold the rows' tensors: memory for what comes next
             if not aboard:

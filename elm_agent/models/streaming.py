@@ -20,6 +20,7 @@ class TextStream(Iterator[str]):
     def __init__(self, reply: Reply, tokens: Tokens, decode: Callable[[Sequence[int]], str]) -> None:
         self._reply = reply
         self._tokens = tokens
+        self.tokens = 0  # taken so far, end token and all
         self._pieces = pieces(self._drawn(), decode)
 
     def __next__(self) -> str:
@@ -50,6 +51,7 @@ class TextStream(Iterator[str]):
 
     def _drawn(self) -> Iterator[int]:
         while (token := self._tokens.get()) is not None:
+            self.tokens += 1
             yield token
 
 

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
@@ -86,8 +87,8 @@ class GrpoTrainer:
                     raise JobCancelled(f"stopped before step {step + 1} of {recipe.steps}, as asked")
                 # 2a. G completions from the current memory; or the one that is imitated.
                 tick = time.perf_counter()
-                with self.model.training():
-                    prefix, embeds_TE = memory.read(text_ids), memory.embeds(text_ids)
+                prefix = self.model.compute(partial(memory.read, text_ids))
+                embeds_TE = memory.embeds(text_ids)
                 rows = target or self._group(recipe, prefix, embeds_TE, last_id, seed, step, drafts, cancelled)
                 refuse_unsound(rows, step)
                 seconds_rollout = time.perf_counter() - tick
@@ -96,15 +97,14 @@ class GrpoTrainer:
                 # 2c. Advantages against the group's mean.
                 advantages_G = numerics.group_advantages([rollout.reward for rollout in judged.rollouts])
                 # 2d, 2e. One clipped policy-gradient step on the memory alone.
-                pull, norm = Pull(), 0.0
-                with self.model.training():
-                    tick = time.perf_counter()
-                    if bool(advantages_G.any()) or not recipe.skip_equal_rewards:
-                        pull = _pull(
-                            objective, memory, text_ids, prefix, reference, last_id, rows, advantages_G, recipe
-                        )
-                        norm = descend(memory.parameters, optimizer, recipe.max_grad_norm)
-                    seconds_update = time.perf_counter() - tick
+                pull, norm, seconds_update = Pull(), 0.0, 0.0
+                if bool(advantages_G.any()) or not recipe.skip_equal_rewards:
+                    update = partial(
+                        _pull, objective, memory, text_ids, prefix, reference, last_id, rows, advantages_G, recipe
+                    )
+                    pull, norm, seconds_update = self.model.compute(
+                        partial(_timed_update, update, memory.parameters, optimizer, recipe.max_grad_norm)
+                    )
                 refuse_diverged(memory.parameters, pull.loss, norm, step)
                 # 3. The whole trajectory is kept.
                 record = judged.record(
@@ -136,10 +136,9 @@ class GrpoTrainer:
         """What KL pulls towards, read once: the bare model's view of the question, or the initial memory's."""
         if recipe.beta == 0:
             return None
-        with self.model.training(), torch.no_grad():
-            if recipe.kl_reference == "initial" and not memory.begins_bare:
-                return memory.read(text_ids)
-            return self._bare(text_ids)
+        initial = recipe.kl_reference == "initial" and not memory.begins_bare
+        with torch.no_grad():
+            return self.model.compute(partial(memory.read if initial else self._bare, text_ids))
 
     def _bare(self, text_ids: Sequence[int]) -> Prefix:
         network = self.model.network
@@ -150,8 +149,9 @@ class GrpoTrainer:
     ) -> list[Row]:
         """The bare model's most likely completion of the question: what is imitated."""
         network = self.model.network
-        with self.model.training(), torch.no_grad():
-            start = first_token(network, self._bare(text_ids), last_id, network.embed(text_ids))
+        with torch.no_grad():
+            bare = self.model.compute(partial(self._bare, text_ids))
+            start = self.model.compute(partial(first_token, network, bare, last_id, network.embed(text_ids)))
         return self.model.sample(start, [Row(max_new_tokens=recipe.max_new_tokens)], cancelled)
 
     def _group(
@@ -165,8 +165,7 @@ class GrpoTrainer:
         drafts: Drafts | None,
         cancelled: Callable[[], bool],
     ) -> list[Row]:
-        with self.model.training():
-            start = first_token(prefix.network, prefix, last_id, embeds_TE)
+        start = self.model.compute(partial(first_token, prefix.network, prefix, last_id, embeds_TE))
         if recipe.rollout_weights != "exact":
             start.prefix.network = self.model.twin(recipe.rollout_weights)  # it draws what follows
         return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled, drafts=drafts)
@@ -244,6 +243,16 @@ def _pull(
         for parameter in memory.parameters:
             parameter.grad = None
         prefix, budget = memory.read(text_ids), budget // 2
+
+
+def _timed_update(
+    pull: Callable[[], Pull], parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, max_norm: float
+) -> tuple[Pull, float, float]:
+    """What pulled, the gradient's norm, and the seconds it took."""
+    tick = time.perf_counter()
+    pulled = pull()
+    norm = descend(parameters, optimizer, max_norm)
+    return pulled, norm, time.perf_counter() - tick
 
 
 def descend(parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, max_norm: float) -> float:

@@ -14,6 +14,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -92,8 +93,9 @@ class LearningPrefix(Learning):
     def _begin(self, recipe: Recipe, seed: int) -> list[torch.Tensor]:
         del seed
         self.initial_VE = numerics.initial_prompt(self.question_TE, recipe.virtual_tokens)
-        with self.model.training(), torch.no_grad():
-            states = _states(self.network.read([self.initial_VE.to(self.network.dtype)])[0])
+        with torch.no_grad():
+            initial = self.model.compute(partial(self.network.read, [self.initial_VE.to(self.network.dtype)]))
+        states = _states(initial[0])
         if len({(keys.shape, values.shape) for keys, values in states}) != 1:
             raise InputError(
                 f"parameterisation 'prefix' needs layers that keep alike keys and values of {recipe.virtual_tokens} "
@@ -156,8 +158,7 @@ class LearningWeights(Learning):
     def _begin(self, recipe: Recipe, seed: int) -> list[torch.Tensor]:
         del recipe, seed
         wide = torch.promote_types(self.network.dtype, torch.float32)
-        with self.model.training():
-            self.network = Network(copy.deepcopy(self.network.model).to(wide))
+        self.network = Network(self.model.compute(partial(copy.deepcopy, self.network.model)).to(wide))
         return list(self.network.model.requires_grad_(True).parameters())
 
     def read(self, prompt_ids: Sequence[int]) -> Prefix:

@@ -156,7 +156,8 @@ def test_rollouts_say_how_likely_they_were_to_who_drew_them(model: LocalModel) -
             assert not row.sampler_logprobs
 
 
-def test_rollouts_stop_when_nobody_wants_them(model: LocalModel) -> None:
+def test_rollouts_stop_when_nobody_wants_them(model: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elm_agent.models.engine._LOOK_SECONDS", 0.0)  # they may be drawn before it looks
     rows = [Row(max_new_tokens=150, temperature=1.0, seed=seed) for seed in range(4)]
     with pytest.raises(JobCancelled):
         model.sample(begin(model), rows, lambda: True)

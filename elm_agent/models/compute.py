@@ -1,0 +1,65 @@
+"""One thread that computes for all who hold the model.
+
+Every thread that calls torch gets a pool of OpenMP threads of its own. Once the pools together have more threads than
+there are cores, GNU's OpenMP puts idle ones to sleep at once, and each of the thousands of small parallel sections of
+a decode step has to wake them: one of 8 rows took 150 ms instead of 90 with two threads on two cores. Knows threads;
+knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+import torch
+
+_Result = TypeVar("_Result")
+_Work = tuple[Future[Any], Callable[[], Any], bool]
+
+
+class ComputeThread:
+    """Starts with its first work, and ends when nobody refers to this any more."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[_Work | None] = SimpleQueue()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        weakref.finalize(self, self._work.put, None).atexit = False
+
+    def run(self, work: Callable[[], _Result]) -> _Result:
+        """``work()`` over there, with or without gradient as here. Raises what it raises.
+
+        An interrupt waits until the work is done, so that whoever comes next finds everything at rest.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=_serve, args=(self._work,), name="elm-compute", daemon=True)
+                self._thread.start()
+        future: Future[_Result] = Future()
+        self._work.put((future, work, torch.is_grad_enabled()))
+        try:
+            return future.result()
+        finally:
+            wait([future])
+
+
+def _serve(waiting: SimpleQueue[_Work | None]) -> None:
+    while (item := waiting.get()) is not None:
+        _do(*item)
+        del item  # between two works nothing of the last one is held
+
+
+def _do(future: Future[Any], work: Callable[[], Any], gradient: bool) -> None:
+    try:
+        with torch.set_grad_enabled(gradient):
+            result = work()
+    except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the result
+        future.set_exception(error)
+    else:
+        future.set_result(result)

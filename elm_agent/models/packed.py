@@ -1,0 +1,261 @@
+"""One token for every row in flight by ONNX Runtime, which packs the weights once for the products of a few rows.
+
+Decoding on a CPU is reading weights, and torch's products of 1 to 32 rows are far from the memory's bandwidth; those
+of ONNX Runtime's library are near it, and its graph leaves out what Python does between them. The mathematics are
+``step``'s, the keys and values lie in the same slots and are written in place. Knows the layers of the architectures
+it draws a graph of; knows nothing of rows, text or memories. Figures: docs/LOG.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+from transformers import PreTrainedModel
+
+from elm_agent.models.memory import spare_bytes
+from elm_agent.models.slots import Slots
+from elm_agent.models.step import why_unknown
+
+logger = logging.getLogger(__name__)
+
+_KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+_HEAD_MULTIPLE = 16  # of grouped query attention with a rotation
+_MICROSOFT = "com.microsoft"
+_OPSETS = (("", 18), (_MICROSOFT, 1))
+_IR_VERSION = 10
+
+
+def why_unpacked(model: PreTrainedModel) -> str | None:
+    """Why this network's steps are torch's, in one phrase; None where its weights can be packed."""
+    config, weight = model.config, model.get_input_embeddings().weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return f"packed weights are for float32 on a CPU, and it is {weight.dtype} on {weight.device}"
+    if (why := why_unknown(model)) is not None:
+        return why
+    if config.model_type not in _KNOWN:
+        return f"packed weights are for {', '.join(sorted(_KNOWN))}, and it is {config.model_type!r}"
+    if any(_window(model, layer) is not None for layer in model.model.layers):
+        return "it has layers with a window"
+    if (width := int(model.model.layers[0].self_attn.head_dim)) % _HEAD_MULTIPLE:
+        return f"its heads are {width} wide, which is no multiple of {_HEAD_MULTIPLE}"
+    if config.hidden_act not in ("silu", "swish"):
+        return f"its activation is {config.hidden_act!r}"
+    wanted, spare = packed_bytes(model), spare_bytes(weight.device)
+    if spare is not None and wanted > spare // 2:
+        return (
+            f"packed weights take {wanted // 2**20} MiB beside the model, and {spare // 2**20} MiB are free, of "
+            "which half is kept for rows in flight"
+        )
+    return None
+
+
+def packed_bytes(model: PreTrainedModel) -> int:
+    """Bytes that packed weights take beside the model."""
+    return sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def packed_step(model: PreTrainedModel) -> PackedStep | None:
+    """A packed step, or None where there is none, which is logged with the reason."""
+    if (why := why_unpacked(model)) is not None:
+        logger.info("decoding with weights as they are: %s", why)
+        return None
+    return PackedStep(model)
+
+
+class PackedStep:
+    """``step`` for one token of every row, of a network for which ``why_unpacked`` is None.
+
+    The weights are copied: it does not follow a network that is trained.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._embedding = model.get_input_embeddings()
+        self._layers = len(model.model.layers)
+        graph = _Graph()
+        network = _draw(graph, model)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # between steps the cores are torch's
+        options.add_external_initializers(
+            list(graph.weights), [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in graph.weights.values()]
+        )
+        self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        self._binding: Any = None
+        self._bound: tuple[int, ...] = ()
+
+    @torch.no_grad()
+    def __call__(self, slots: Slots, tokens_B: torch.Tensor) -> torch.Tensor:
+        """Append a token to every row of ``slots``. Returns logits (B, vocabulary), float32."""
+        length = slots.grow()
+        self._bind(slots)
+        embeds_BE: torch.Tensor = self._embedding(tokens_B)
+        lengths_B, length_1 = slots.lengths_B.int(), torch.tensor([length], dtype=torch.int32)
+        logits_BV = embeds_BE.new_empty(len(tokens_B), self._embedding.num_embeddings)
+        for name, tensor in (("embeds", embeds_BE), ("lengths", lengths_B), ("length", length_1)):
+            self._binding.bind_input(name, "cpu", 0, _type(tensor), tuple(tensor.shape), tensor.data_ptr())
+        self._binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_BV.shape), logits_BV.data_ptr())
+        self._session.run_with_iobinding(self._binding)
+        slots.lengths_B = slots.lengths_B + 1
+        return logits_BV
+
+    def _bind(self, slots: Slots) -> None:
+        """Let the graph read and write the slots where they are, if they are not where they were."""
+        states = [tensor for pair in zip(slots.keys, slots.values, strict=True) for tensor in pair]
+        where = (slots.rows, *slots.keys[0].shape, *(tensor.data_ptr() for tensor in states))
+        if where == self._bound:
+            return
+        self._binding, self._bound = self._session.io_binding(), where
+        names = [f"{index}.{kind}" for index in range(self._layers) for kind in ("keys", "values")]
+        for name, tensor in zip(names, states, strict=True):
+            place = ("cpu", 0, np.float32, (slots.rows, *tensor.shape[1:]), tensor.data_ptr())
+            self._binding.bind_input(name, *place)
+            self._binding.bind_output(f"{name}.after", *place)
+
+
+class _Graph:
+    """Nodes, inputs and outputs of an ONNX graph, and the weights it shares with torch."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.initializers: list[TensorProto] = []
+        self.weights: dict[str, np.ndarray] = {}
+        self.axis_1 = self._integers("axis 1", [1])
+
+    def node(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **how: Any) -> str:
+        """Returns the name of the last output."""
+        self.nodes.append(helper.make_node(operator, list(inputs), list(outputs), domain=domain, **how))
+        return outputs[-1]
+
+    def input(self, name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
+        return name
+
+    def output(self, name: str, shape: Sequence[int | str]) -> str:
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
+        return name
+
+    def weight(self, name: str, tensor: torch.Tensor) -> str:
+        """A constant that lies in torch's memory until it is packed."""
+        self.weights[name] = tensor.detach().contiguous().numpy()
+        elsewhere = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=tensor.shape)
+        elsewhere.data_location = TensorProto.EXTERNAL
+        elsewhere.external_data.add(key="location", value="torch")
+        self.initializers.append(elsewhere)
+        return name
+
+    def linear(self, name: str, module: nn.Linear, rows: str) -> str:
+        """(B, in) to (B, out)."""
+        inputs = [rows, self.weight(f"{name}.weight", module.weight)]
+        if module.bias is not None:
+            inputs.append(self.weight(f"{name}.bias", module.bias))
+        return self.node("Gemm", inputs, [name], transB=1)
+
+    def norm(self, name: str, module: Any, states: str) -> str:
+        """Root mean square norm over the last axis."""
+        inputs = [states, self.weight(f"{name}.weight", module.weight)]
+        return self.node("SimplifiedLayerNormalization", inputs, [name], axis=-1, epsilon=_epsilon(module))
+
+    def add_and_norm(self, name: str, module: Any, left: str, right: str) -> tuple[str, str]:
+        """The norm of a sum, and the sum."""
+        inputs = [left, right, self.weight(f"{name}.weight", module.weight)]
+        outputs = [name, "", "", f"{name}.sum"]
+        total = self.node("SkipSimplifiedLayerNormalization", inputs, outputs, _MICROSOFT, epsilon=_epsilon(module))
+        return name, total
+
+    def norm_of_heads(self, name: str, module: Any, rows: str, heads: int, width: int) -> str:
+        """(B, heads * width), each head by itself."""
+        apart = self.node("Reshape", [rows, self._integers(f"{name}.apart", [-1, heads, width])], [f"{name}.heads"])
+        normed = self.norm(f"{name}.normed", module, apart)
+        return self.node("Reshape", [normed, self._integers(f"{name}.together", [-1, heads * width])], [name])
+
+    def _integers(self, name: str, values: Sequence[int]) -> str:
+        self.initializers.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+        return name
+
+    def serialized(self) -> bytes:
+        graph = helper.make_graph(self.nodes, "step", self.inputs, self.outputs, self.initializers)
+        opsets = [helper.make_opsetid(*opset) for opset in _OPSETS]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+        return bytes(model.SerializeToString())
+
+
+def _draw(graph: _Graph, model: PreTrainedModel) -> bytes:
+    """The whole step: embeddings (B, E), lengths (B,) before it and the longest after it, to logits (B, V)."""
+    inner, config = model.model, model.config
+    hidden = graph.input("embeds", ["B", config.hidden_size])
+    graph.input("lengths", ["B"], TensorProto.INT32)
+    graph.input("length", [1], TensorProto.INT32)
+    positions_1L = torch.arange(config.max_position_embeddings)[None]
+    cos_1LD, sin_1LD = inner.rotary_emb(inner.embed_tokens.weight, positions_1L)
+    half = cos_1LD.shape[-1] // 2
+    for name, states_1LD in (("cos", cos_1LD), ("sin", sin_1LD)):
+        graph.weight(name, states_1LD[0, :, :half])
+    layers = list(inner.layers)
+    normed = graph.norm("0.before", layers[0].input_layernorm, hidden)
+    for index, layer in enumerate(layers):
+        mixed = _attention(graph, f"{index}", layer.self_attn, normed)
+        normed, hidden = graph.add_and_norm(f"{index}.between", layer.post_attention_layernorm, hidden, mixed)
+        after = layers[index + 1].input_layernorm if index + 1 < len(layers) else inner.norm
+        normed, hidden = graph.add_and_norm(
+            f"{index}.after", after, hidden, _mlp(graph, f"{index}", layer.mlp, normed)
+        )
+    head = graph.linear("logits", model.lm_head, normed)
+    graph.output(head, ["B", config.vocab_size])
+    return graph.serialized()
+
+
+def _attention(graph: _Graph, name: str, attention: Any, normed: str) -> str:
+    width = int(attention.head_dim)
+    heads, key_heads = attention.q_proj.out_features // width, attention.k_proj.out_features // width
+    states = {kind: graph.linear(f"{name}.{kind}", getattr(attention, f"{kind}_proj"), normed) for kind in "qkv"}
+    for kind, count in (("q", heads), ("k", key_heads)):
+        if hasattr(attention, f"{kind}_norm"):
+            module = getattr(attention, f"{kind}_norm")
+            states[kind] = graph.norm_of_heads(f"{name}.{kind}.norm", module, states[kind], count, width)
+    rows = [graph.node("Unsqueeze", [state, graph.axis_1], [f"{state}.row"]) for state in states.values()]
+    kept = [graph.input(f"{name}.{kind}", ["B", key_heads, "room", width]) for kind in ("keys", "values")]
+    after = [graph.output(f"{state}.after", ["B", key_heads, "room", width]) for state in kept]
+    graph.node(
+        "GroupQueryAttention",
+        [*rows, *kept, "lengths", "length", "cos", "sin"],
+        [f"{name}.mixed.row", *after],
+        _MICROSOFT,
+        num_heads=heads,
+        kv_num_heads=key_heads,
+        scale=float(attention.scaling),
+        do_rotary=1,
+    )
+    mixed = graph.node("Squeeze", [f"{name}.mixed.row", graph.axis_1], [f"{name}.mixed"])
+    return graph.linear(f"{name}.o", attention.o_proj, mixed)
+
+
+def _mlp(graph: _Graph, name: str, mlp: Any, normed: str) -> str:
+    gate = graph.linear(f"{name}.gate", mlp.gate_proj, normed)
+    gate = graph.node("QuickGelu", [gate], [f"{name}.silu"], _MICROSOFT, alpha=1.0)
+    up = graph.linear(f"{name}.up", mlp.up_proj, normed)
+    return graph.linear(f"{name}.down", mlp.down_proj, graph.node("Mul", [gate, up], [f"{name}.gated"]))
+
+
+def _window(model: PreTrainedModel, layer: Any) -> int | None:
+    everywhere = getattr(model.config, "sliding_window", None) if model.config.model_type == "mistral" else None
+    window: int | None = getattr(layer.self_attn, "sliding_window", everywhere)
+    return window
+
+
+def _epsilon(module: Any) -> float:
+    return float(module.variance_epsilon)
+
+
+def _type(tensor: torch.Tensor) -> type[np.generic]:
+    return np.int32 if tensor.dtype == torch.int32 else np.float32
