@@ -34,6 +34,7 @@ from elm_agent.cli import (
     models,
     packs,
     run,
+    serve,
     worker,
 )
 from elm_agent.cli.options import Shared, shared
@@ -167,6 +168,8 @@ def _root(
 app.command("ask")(shared(ask.ask))
 app.command("run")(shared(run.run))
 app.command("worker")(shared(worker.worker))
+app.command("serve")(shared(serve.serve))
+app.command("mcp")(shared(serve.mcp))
 app.add_typer(jobs.app)
 app.add_typer(memories.app)
 app.command("maintain")(shared(maintain.maintain))
