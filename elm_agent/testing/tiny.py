@@ -24,6 +24,17 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+CHATML_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n"
+    "{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML with a place for tools, whose calls are JSON between two marks."""
+
 
 def write_tiny_model(
     folder: Path,
@@ -36,6 +47,7 @@ def write_tiny_model(
     architecture: str = "llama",
     dtype: torch.dtype = torch.float32,
     context_length: int = 1024,
+    chat_template: str = CHATML,
 ) -> Path:
     """Write a model with random weights, its tokenizer (259 tokens) and ChatML template; returns ``folder``.
 
@@ -44,7 +56,7 @@ def write_tiny_model(
     multiple of ``heads``. The same arguments give the same weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(chat_template)
     tokenizer.save_pretrained(folder)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     specials = {"bos_token_id": None, "eos_token_id": end, "pad_token_id": end}
@@ -65,7 +77,7 @@ def write_tiny_model(
     return folder
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(chat_template: str = CHATML) -> PreTrainedTokenizerFast:
     """A tokenizer of 256 bytes and ``SPECIAL_TOKENS``, without merges."""
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(ByteLevel.alphabet()))}
     backend = Tokenizer(BPE(vocab=vocabulary, merges=[]))
@@ -75,7 +87,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", clean_up_tokenization_spaces=False
     )
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = chat_template
     return tokenizer
 
 

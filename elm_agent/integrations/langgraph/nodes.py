@@ -17,6 +17,7 @@ from langgraph.runtime import get_runtime
 
 from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
 from elm_agent.memory.answering import ask, candidate, check_question, decide, decide_alone, describe
+from elm_agent.memory.explaining import explanation, plain_scores
 from elm_agent.memory.recall import recall
 from elm_agent.protocols import RowStream
 from elm_agent.records import Candidate, Generation, JobState, Route, UseOutcome, UseRecord, new_id, utcnow
@@ -27,14 +28,19 @@ logger = logging.getLogger(__name__)
 Update = dict[str, Any]
 
 
-def retrieve_memory(runtime: Runtime, state: State) -> Update:
+def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None = None) -> Update:
     """Find the memory and read it into the bank's cache, so that generating with it costs no I/O.
+
+    ``defaults``: options of a run whose context does not say otherwise.
 
     Raises:
         InputError: the question is not a text or is blank, or the run's context is unusable.
     """
     question = check_question(state.get("question"))
-    options = resolve_options(get_runtime(RunContext).context, runtime.settings, subject=state.get("subject"))
+    context = get_runtime(RunContext).context
+    if defaults:
+        context = cast(RunContext, {**defaults, **(context if isinstance(context, dict) else {})})
+    options = resolve_options(context, runtime.settings, subject=state.get("subject"))
     update: Update = {
         "options": options,
         "memory_id": None,
@@ -45,6 +51,7 @@ def retrieve_memory(runtime: Runtime, state: State) -> Update:
         # a checkpointed thread still holds the candidates of its last question
         "memory_candidate": None,
         "zero_shot_candidate": None,
+        "considered": [],
     }
     try:
         runtime.bind(options["namespace"])
@@ -58,6 +65,8 @@ def retrieve_memory(runtime: Runtime, state: State) -> Update:
             top_k=runtime.settings.retrieval.top_k,
             min_similarity=options["min_similarity"],
             exclude_same_question=options["exclude_same_question"],
+            ranking=runtime.ranking,
+            explain=options.get("explain", False),
         )
     except Exception as error:  # noqa: BLE001 - recorded as the reason
         update |= _memory_failure("no memory could be retrieved", error)
@@ -68,6 +77,7 @@ def retrieve_memory(runtime: Runtime, state: State) -> Update:
             "similarity": found.similarity,
             "memory_failed": found.failed,
             "memory_note": found.reason,
+            "considered": plain_scores(found.considered),
         }
     _emit(
         "elm.retrieved",
@@ -119,12 +129,12 @@ def piece_teller(source: str) -> Callable[[str], None]:
 
 
 def end_zero_shot(runtime: Runtime, generation: Generation) -> Update:
-    return {"zero_shot_candidate": _shown("zero_shot", candidate(generation, task=runtime.task))}
+    return {"zero_shot_candidate": show_candidate("zero_shot", candidate(generation, task=runtime.task))}
 
 
 def end_with_memory(runtime: Runtime, state: State, generation: Generation) -> Update:
     made = candidate(generation, task=runtime.task, memory_id=state["memory_id"])
-    return {"memory_candidate": _shown("memory", made)}
+    return {"memory_candidate": show_candidate("memory", made)}
 
 
 def fail_with_memory(error: Exception) -> Update:
@@ -158,6 +168,10 @@ def verify_and_route(runtime: Runtime, state: State) -> Update:
         # made here and kept by the checkpointer: consolidating again notes the same use
         "use_id": None if state["memory_id"] is None else new_id("use"),
     }
+    if state["options"].get("explain", False):
+        update["explanation"] = _explained(runtime, state, update)
+    elif state.get("explanation"):
+        update["explanation"] = None  # of this thread's last question
     _emit(
         "elm.routed",
         route=update["route"],
@@ -193,6 +207,22 @@ def consolidate(runtime: Runtime, state: State) -> Update:
 
 
 # --- parts --------------------------------------------------------------------------------------------------
+
+
+def _explained(runtime: Runtime, state: State, update: Update) -> dict[str, Any]:
+    candidates = update["candidates"]
+    return explanation(
+        ranking=runtime.ranking,
+        top_k=runtime.settings.retrieval.top_k,
+        threshold=state["options"]["min_similarity"],
+        considered=state.get("considered", []),
+        memory_id=state["memory_id"],
+        route=Route(update["route"]),
+        reason=update["reason"],
+        verifier=runtime.verifier.name,
+        memory=candidates["memory"],
+        zero_shot=candidates["zero_shot"],
+    )
 
 
 def _enqueue(runtime: Runtime, state: State) -> str:
@@ -236,7 +266,7 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
     )
 
 
-def _shown(source: str, made: Candidate) -> CandidateState:
+def show_candidate(source: str, made: Candidate) -> CandidateState:
     plain = cast(CandidateState, asdict(made))
     _emit("elm.candidate", source=source, **plain)
     return plain

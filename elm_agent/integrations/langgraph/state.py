@@ -24,6 +24,7 @@ class RunContext(TypedDict, total=False):
     """Optional context of one run; what is left out comes from the runtime's settings. JSON-safe.
 
     ``pieces``: also emit each piece of both candidates' text as it is drawn, as ``elm.piece``.
+    ``explain``: also return why the answer is what it is, as ``explanation``.
     """
 
     namespace: str
@@ -32,6 +33,7 @@ class RunContext(TypedDict, total=False):
     exclude_same_question: bool
     subject: str | None
     pieces: bool
+    explain: bool
 
 
 class CandidateState(TypedDict):
@@ -66,8 +68,9 @@ class Answer(TypedDict):
     memory_id: str | None
     memory_namespace: str | None  # where the memory lives: one's own namespace, or a shared one
     similarity: float | None
-    use_id: str | None  # to settle with ``bank.settle_use`` once the right answer is known
+    use_id: str | None  # for ``runtime.feedback``, or ``bank.settle_use`` once the right answer is known
     job_id: str | None
+    explanation: NotRequired[dict[str, Any] | None]  # see ``memory.explaining``; only of runs that ask for it
 
 
 class Options(TypedDict):
@@ -79,6 +82,7 @@ class Options(TypedDict):
     exclude_same_question: bool
     subject: str | None
     pieces: NotRequired[bool]  # runs that were checkpointed by earlier versions have none
+    explain: NotRequired[bool]
 
 
 class State(Question, Answer):
@@ -89,6 +93,7 @@ class State(Question, Answer):
     memory_note: str | None  # why there is no memory, or what was passed over to find this one
     memory_candidate: CandidateState | None
     zero_shot_candidate: CandidateState | None
+    considered: NotRequired[list[dict[str, Any]]]  # scores of ``memory.explaining``, for ``explain``
 
 
 def resolve_options(context: object, settings: Settings, *, subject: object = None) -> Options:
@@ -106,6 +111,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         "exclude_same_question": settings.retrieval.exclude_same_question,
         "subject": None,
         "pieces": False,
+        "explain": False,
     }
     if isinstance(context, Mapping):
         options |= {key: context[key] for key in options if key in context}
@@ -113,7 +119,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
     number = isinstance(similarity, int | float) and not isinstance(similarity, bool)
     if not (number and -1 <= similarity <= 1):
         raise InputError(f"context 'min_similarity' is a cosine from -1 to 1; got {similarity!r:.80}")
-    for key in ("learn", "exclude_same_question", "pieces"):
+    for key in ("learn", "exclude_same_question", "pieces", "explain"):
         if not isinstance(options[key], bool):
             raise InputError(f"context {key!r} is true or false; got {options[key]!r:.80}")
     if not isinstance(options["namespace"], str):
@@ -130,4 +136,5 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         exclude_same_question=options["exclude_same_question"],
         subject=check_subject(options["subject"]),
         pieces=options["pieces"],
+        explain=options["explain"],
     )
