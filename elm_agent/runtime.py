@@ -284,9 +284,7 @@ def _harm_rule(settings: Settings) -> HarmRule | None:
     chosen = settings.utility
     if chosen.quarantine_harm is None:
         return None
-    return HarmRule(
-        probability=chosen.quarantine_harm, uses=chosen.quarantine_uses, weights=_weights(settings)
-    )
+    return HarmRule(probability=chosen.quarantine_harm, uses=chosen.quarantine_uses, weights=_weights(settings))
 
 
 def _vault(settings: Settings, database: Database, encryption_key: KeyFunction | None) -> Vault:

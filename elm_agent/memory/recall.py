@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import NotFound, TensorCorrupt, TensorMissing
+from elm_agent.memory.ranking import Ranked, Ranking, rank
 from elm_agent.protocols import LanguageModel
-from elm_agent.records import KeyKind
+from elm_agent.records import Hit, KeyKind
 
 if TYPE_CHECKING:
     from elm_agent.adapters import Kept
@@ -20,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recall:
-    """What was found. ``prompt`` is None when nothing was; then ``reason`` says why and ``failed`` whose fault."""
+    """What was found. ``prompt`` is None when nothing was; then ``reason`` says why and ``failed`` whose fault.
+
+    ``considered``: every candidate with the parts of its score, best first, those below the threshold last; empty
+    when nobody asked for scores.
+    """
 
     memory_id: str | None = None
     namespace: str | None = None  # where the memory lives: one's own, or a shared one
@@ -28,6 +33,7 @@ class Recall:
     prompt: Kept | None = None
     reason: str | None = None
     failed: bool = False  # a memory should have been there, but could not be read
+    considered: tuple[Ranked, ...] = ()
 
 
 def recall(
@@ -41,36 +47,44 @@ def recall(
     top_k: int = 1,
     min_similarity: float = -1.0,
     exclude_same_question: bool = False,
+    ranking: Ranking | None = None,
+    explain: bool = False,
 ) -> Recall:
     """The nearest usable memory of ``question`` (METHOD section 2), its prompt in the bank's cache.
 
     Looks at the ``top_k`` nearest and takes the first whose tensor can be read. Abstains when the nearest is
     below ``min_similarity``, a threshold of ours that the paper does not have. Namespaces of ``shared`` are searched
-    beside one's own.
+    beside one's own. ``ranking``: another order of the nearest, see ``memory.ranking``. ``explain``: say in
+    ``considered`` what was looked at, which changes nothing else.
 
     Raises:
         IndexUnavailable, StorageError: the bank cannot be asked at all.
         ModelError: the model cannot make a query of this kind.
     """
+    by = ranking or Ranking()
     hits = bank.nearest(
         namespace,
         kind,
         model.query(question, kind),
-        top_k,
+        max(top_k, by.candidates) if by.active or explain else top_k,
         shared=shared,
         exclude_question=question if exclude_same_question else None,
     )
     if not hits:
         return Recall(reason="the bank has no other memory" if exclude_same_question else "the bank has no memory")
     near = [hit for hit in hits if hit.similarity >= min_similarity]
+    considered: tuple[Ranked, ...] = ()
+    if by.active or explain:
+        near, considered = _ordered(question, bank, namespace, hits, len(near), by)
     if not near:
         best = hits[0]
         return Recall(
             similarity=best.similarity,
             reason=f"the nearest memory has similarity {best.similarity:.3f}, the threshold is {min_similarity:.3f}",
+            considered=considered,
         )
     passed_over = []
-    for hit in near:
+    for hit in near[:top_k]:
         try:
             prompt = bank.prompt(hit.namespace, hit.memory_id)
         except (TensorMissing, TensorCorrupt, NotFound) as error:
@@ -83,6 +97,7 @@ def recall(
             similarity=hit.similarity,
             prompt=prompt,
             reason="; ".join(passed_over) or None,
+            considered=considered,
         )
     best = near[0]
     return Recall(
@@ -91,4 +106,16 @@ def recall(
         similarity=best.similarity,
         reason="; ".join(passed_over),
         failed=True,
+        considered=considered,
     )
+
+
+def _ordered(
+    question: str, bank: Bank, namespace: str, hits: Sequence[Hit], near: int, by: Ranking
+) -> tuple[list[Hit], tuple[Ranked, ...]]:
+    """The first ``near`` hits in the order of their scores, and all with the parts of theirs."""
+    worth = bank.posteriors(namespace, [(hit.namespace, hit.memory_id) for hit in hits], by.weights)
+    ranked = rank(question, hits, worth, by)
+    usable = {(hit.namespace, hit.memory_id) for hit in hits[:near]}
+    first = [one for one in ranked if (one.hit.namespace, one.hit.memory_id) in usable]
+    return [one.hit for one in first], (*first, *(one for one in ranked if one not in first))

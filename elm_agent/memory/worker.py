@@ -19,9 +19,10 @@ from elm_agent.memory.answering import describe
 from elm_agent.memory.heartbeat import Heartbeat
 from elm_agent.memory.learn import learn
 from elm_agent.protocols import Observer, Trainer
-from elm_agent.records import ModelFingerprint
+from elm_agent.records import MemoryRecord, ModelFingerprint
 
 if TYPE_CHECKING:
+    from elm_agent.memory.replay import Replay
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.queue.jobs import Lease
 
@@ -44,9 +45,11 @@ class Worker:
         poll_seconds: how often an idle worker looks for a job.
         backoff_seconds: wait before the second attempt; the queue doubles it each time.
         concurrency: jobs learnt at the same time, each on a thread; with the native trainer they share their batches.
+        replay: how a question is learnt once more whose vote stayed split; None: it is not.
         upkeep: called between two jobs, often; see ``maintain.Scheduled``. Not with ``once``.
         observe: told every step of ``LEARN_STEPS``, and ``job.done``, ``job.failed``, ``job.cancelled``,
-            ``job.released`` and ``job.lost``; each detail names its ``job_id``. What it raises is logged.
+            ``job.released``, ``job.lost`` and ``job.replayed``; each detail names its ``job_id``. What it raises is
+            logged.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Worker:
         poll_seconds: float = 0.5,
         backoff_seconds: float = 5.0,
         concurrency: int = 1,
+        replay: Replay | None = None,
         upkeep: Callable[[], object] | None = None,
         observe: Observer | None = None,
     ) -> None:
@@ -77,6 +81,7 @@ class Worker:
         self._poll_seconds = poll_seconds
         self._backoff_seconds = backoff_seconds
         self._concurrency = concurrency
+        self._replay = replay
         self._upkeep = upkeep or (lambda: None)
         self._observe = observe or (lambda _name, _detail: None)
         self._stopping = threading.Event()
@@ -212,6 +217,19 @@ class Worker:
             raise
         else:
             self._tell(lease, "job.done", {"memory_id": memory.id, "state": memory.state.value})
+            self._learn_again(lease, memory)
+
+    def _learn_again(self, lease: Lease, memory: MemoryRecord) -> None:
+        """Queue the question anew if its vote stayed split. The memory is published: a failure costs the replay."""
+        if self._replay is None:
+            return
+        try:
+            job = self._replay.of_split_vote(self.bank, lease.job, memory)
+        except StorageError as error:
+            logger.warning("job %s: its question could not be queued again: %s", lease.job.id, error)
+            return
+        if job is not None:
+            self._tell(lease, "job.replayed", {"replay_id": job.id, "rollouts": job.recipe.rollouts})
 
     def _observer(self, lease: Lease, heartbeat: Heartbeat) -> Observer:
         steps = lease.job.recipe.steps
