@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -258,7 +258,8 @@ def _replay(settings: Settings) -> Replay | None:
     )
 
 
-def _weights(settings: Settings) -> Weights:
+def utility_weights(settings: Settings) -> Weights:
+    """How much each kind of use counts."""
     from elm_agent.storage.posterior import Weights
 
     return Weights(prior=settings.utility.prior, verifier=settings.utility.verifier_weight)
@@ -274,7 +275,7 @@ def _ranking(settings: Settings) -> Ranking:
         weight=chosen.weight,
         ucb_width=chosen.ucb_width,
         seed=chosen.seed,
-        weights=_weights(settings),
+        weights=utility_weights(settings),
     )
 
 
@@ -284,7 +285,9 @@ def _harm_rule(settings: Settings) -> HarmRule | None:
     chosen = settings.utility
     if chosen.quarantine_harm is None:
         return None
-    return HarmRule(probability=chosen.quarantine_harm, uses=chosen.quarantine_uses, weights=_weights(settings))
+    return HarmRule(
+        probability=chosen.quarantine_harm, uses=chosen.quarantine_uses, weights=utility_weights(settings)
+    )
 
 
 def _vault(settings: Settings, database: Database, encryption_key: KeyFunction | None) -> Vault:
@@ -446,6 +449,19 @@ def _check_ray(settings: Settings, **objects: object) -> None:
             f"worker.mode is 'ray', and {', '.join(given)} exists in this process only: set ray.factory to "
             "MODULE:FUNCTION, called like `open_runtime` on each worker, that makes it there"
         )
+
+
+@contextmanager
+def opened_model(settings: Settings, progress: Progress | None = None) -> Iterator[LanguageModel]:
+    """The model of ``settings`` without a bank, for measurements; closed at the end.
+
+    Raises ``SettingsError``, ``ModelUnavailable`` or ``ModelError`` as ``open_runtime`` does.
+    """
+    check_settings(settings)
+    with ExitStack() as opened:
+        model = _load_model(settings, opened, progress)
+        _check_model(settings, model)
+        yield model
 
 
 # --- one small factory for each part --------------------------------------------------------------------

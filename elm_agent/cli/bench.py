@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elm_agent.cli import evidence
 from elm_agent.cli.options import Shared, group, shared
 from elm_agent.cli.output import Output
-from elm_agent.cli.progress import download_bar, stream_bar
+from elm_agent.cli.progress import fetch_embedded, stream_bar
 from elm_agent.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from elm_agent.cli.progress import Advance
     from elm_agent.settings import Settings
 
-app = group("bench", "Measure how fast this library is on this machine.")
+app = group("bench", "Measure what memories are worth, and how fast this library is on this machine.")
+app.command("online")(shared(evidence.online))
+app.command("offline")(shared(evidence.offline))
+app.command("transfer")(shared(evidence.transfer))
 
 
 @app.command()
@@ -63,7 +67,7 @@ def speed(
     )
     check(plan)
     prepare(out)
-    _fetch(show, settings)
+    fetch_embedded(show, settings)
     findings = Findings(plan=plan, about=about(shlex.join(["elm-agent", *sys.argv[1:]])))
     paths: list[Path] = []
     try:
@@ -73,6 +77,37 @@ def speed(
     finally:  # stopped or not: what was measured is told
         if findings.series or findings.answers:
             _tell(show, findings, paths)
+
+
+@app.command()
+@shared
+def report(
+    options: Shared,
+    run: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder that a run was stored in.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the report; default: report in RUN_FOLDER.")
+    ] = None,
+) -> None:
+    """Compute every figure of a stored run again, without a model, and write Markdown, one HTML page and JSON."""
+    show = options.output()
+    from elm_agent.bench.evidence.folder import read_run
+    from elm_agent.bench.evidence.report import build, document, write
+    from elm_agent.bench.evidence.report_pages import summary
+
+    with stream_bar(show, total=None, done=0) as bar:
+        made = build(read_run(run), told=lambda name: bar(1, name))
+        bar(0, "drawing")
+        paths = write(run / "report" if out is None else out, made)
+    if show.json:
+        show.document({**document(made), "files": paths})
+        return
+    for title, table, notes in summary(made):
+        show.say(title)
+        show.table(table.columns, table.rows)
+        for note in notes:
+            show.say(f"- {note}")
+        show.say("")
+    show.say(f"written: {', '.join(map(str, paths))}")
 
 
 class _Teller:
@@ -119,16 +154,6 @@ def _model(settings: Settings) -> ModelChoice:
         cache_dir=settings.cache_dir,
         offline=settings.offline,
     )
-
-
-def _fetch(show: Output, settings: Settings) -> None:
-    """An embedded model is downloaded here, under a bar, and not by each measuring process."""
-    from elm_agent.models.pull import pull
-    from elm_agent.models.registry import EMBEDDED
-
-    if settings.model in EMBEDDED:
-        with download_bar(show, settings.model) as progress:
-            pull(settings.model, cache_dir=settings.cache_dir, offline=settings.offline, progress=progress)
 
 
 def _words(text: str) -> list[str]:

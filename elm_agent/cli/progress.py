@@ -5,11 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from elm_agent.cli.output import Output
 
-Advance = Callable[[int, str], None]
+if TYPE_CHECKING:
+    from elm_agent.settings import Settings
+
+
+class Advance(Protocol):
+    """A function to tell (things finished since the last call, a few words about the current one)."""
+
+    def __call__(self, finished: int, text: str, *, total: int | None = None) -> None:
+        """``total``: how many there are, where it was not known before."""
+        ...
 
 
 @contextmanager
@@ -40,7 +49,7 @@ def download_bar(out: Output, name: str) -> Iterator[Callable[[int, int], None]]
 
 @contextmanager
 def stream_bar(out: Output, total: int | None, done: int) -> Iterator[Advance]:
-    """A function to tell (lines finished since the last call, a few words about the current one)."""
+    """Tells lines that are finished; see ``Advance``."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -54,7 +63,13 @@ def stream_bar(out: Output, total: int | None, done: int) -> Iterator[Advance]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), words)
     with Progress(*columns, **_where(out)) as bar:
         task = bar.add_task("", total=total, completed=done)
-        yield lambda finished, text: bar.update(task, advance=finished, description=text)
+
+        def tell(finished: int, text: str, *, total: int | None = None) -> None:
+            bar.update(task, advance=finished, description=text)
+            if total is not None:
+                bar.update(task, total=total)
+
+        yield tell
 
 
 @contextmanager
@@ -66,6 +81,16 @@ def count_bar(out: Output, what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, **_where(out)) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def fetch_embedded(show: Output, settings: Settings) -> None:
+    """An embedded model is downloaded under a bar, before anything else has one."""
+    from elm_agent.models.pull import pull
+    from elm_agent.models.registry import EMBEDDED
+
+    if settings.model in EMBEDDED:
+        with download_bar(show, settings.model) as progress:
+            pull(settings.model, cache_dir=settings.cache_dir, offline=settings.offline, progress=progress)
 
 
 def _where(out: Output) -> dict[str, Any]:

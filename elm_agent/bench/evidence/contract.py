@@ -9,16 +9,17 @@ A run is a folder, and everything a report needs is in it, so reports are made w
 
 Orders. *online*: for each method and seed the items are shuffled by the seed; each is answered with what was learned
 from the items before it, and only then learned from: lines ``answer`` 0, ``learn`` 0, ``answer`` 1, ... *offline*:
-each item is learned from alone, and each memory then answers every item: ``learner`` names the item that the memory
-came from, and a memory's own item is in the matrix too. *transfer*: all items of ``source`` are learned from, then
-every item of ``task`` is answered and nothing more is learned.
+each item is learned from alone, and each memory then answers every item, without retrieval or verification:
+``learner`` names the item that the memory came from; its own item is in the matrix too. *transfer*: ``source`` is
+gone through online (lines with ``task`` = ``source``), then every item of ``task`` is answered with what was learned
+there, and nothing more is learned.
 
 A failure is a record, never a wrong answer: a line with ``failure`` has ``correct`` None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -108,7 +109,8 @@ class CandidateLine:
 
     ``role``: "zero_shot", "memory", "sample", "critique" or whatever a method calls it; a method that generated the
     plain greedy answer calls it "zero_shot", so that what it fixed and broke can be counted. ``correct`` is the
-    runner's to set, for candidates with an ``answer``; a method leaves it None.
+    runner's to set, for candidates with an ``answer``; a method leaves it None. Without an answer a "zero_shot",
+    "memory" or "sample" is wrong, and any other role is neither right nor wrong.
     """
 
     role: str
@@ -185,6 +187,7 @@ class Workplace:
     folder: Path  # of this method and seed alone; exists, and outlives the process
     shared: Path  # of the whole run: trained memories that several methods can use
     observe: Observer
+    judge: Callable[[Item, str], bool] | None = None  # whether an answer is right: for methods that ``sees_answers``
 
 
 class Method(Protocol):
@@ -204,7 +207,7 @@ class Method(Protocol):
         ...
 
     def learn(self, item: Item, outcome: Outcome | None) -> Learned:
-        """Learn from a question. ``outcome``: how it was answered; None when answering failed or came later.
+        """Learn from a question. ``outcome``: how it was answered; None when answering failed.
 
         A process may be killed after this and before the line is kept; it is then called again with the same.
         """
@@ -218,6 +221,29 @@ class Method(Protocol):
         """Idempotent."""
         ...
 
+
+class Maker(Protocol):
+    """One memory from one question, put before any other: the offline protocol of a method that trains."""
+
+    name: str
+    sees_answers: bool
+
+    def learn(self, item: Item) -> Learned:
+        """The memory of one item. In a later process it may be called again for what was learned already."""
+        ...
+
+    def answer_with(self, learner: Item, items: Sequence[Item]) -> list[Outcome]:
+        """The plain greedy answers of ``items`` with the memory of ``learner``, in order; each one candidate
+        "memory"."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
+        ...
+
+
+MakerFactory = Callable[[str, Workplace], Maker]
+"""As ``MethodFactory``, in ``MAKERS``."""
 
 MethodFactory = Callable[[str, Workplace], Method]
 """``factory(name, workplace)``: ``METHODS`` in ``elm_agent.bench.evidence.methods`` has one for each name.

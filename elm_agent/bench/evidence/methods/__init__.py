@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from elm_agent.bench.evidence.contract import Method, MethodFactory, Workplace
+from elm_agent.bench.evidence.contract import Maker, MakerFactory, Method, MethodFactory, Workplace
 from elm_agent.errors import InputError
 
 
@@ -19,7 +19,23 @@ def _made_by(path: str) -> MethodFactory:
     return make
 
 
+def _maker_by(path: str) -> MakerFactory:
+    def make(name: str, workplace: Workplace) -> Maker:
+        module, _, kind = path.partition(":")
+        maker: Maker = getattr(import_module(f"{__name__}.{module}"), kind)(name, workplace)
+        return maker
+
+    return make
+
+
 METHODS: dict[str, MethodFactory] = {
+    "zero_shot": _made_by("zero_shot:ZeroShot"),
+    "elm": _made_by("elm:Elm"),
+    "elm_input": _made_by("elm:Elm"),
+    "elm_kv": _made_by("elm:Elm"),
+    "oracle": _made_by("elm:Oracle"),
+    "oracle_input": _made_by("elm:Oracle"),
+    "oracle_kv": _made_by("elm:Oracle"),
     "self_consistency": _made_by("self_consistency:SelfConsistency"),
     "verifier_at_2": _made_by("verifier_at_2:VerifierAt2"),
     "icl": _made_by("icl:Icl"),
@@ -30,6 +46,12 @@ METHODS: dict[str, MethodFactory] = {
     "exp_rag": _made_by("exp_rag:ExpRag"),
 }
 """``METHODS[name](name, workplace)`` opens a method."""
+
+MAKERS: dict[str, MakerFactory] = {"elm": _maker_by("elm_alone:ElmAlone")}
+"""``MAKERS[name](name, workplace)`` opens what makes memories for the offline protocol."""
+
+LEARNING_NOTHING = frozenset({"zero_shot", "self_consistency", "verifier_at_2"})
+"""Methods that answer alike whatever came before: no source is gone through for them."""
 
 
 def open_method(name: str, workplace: Workplace) -> Method:

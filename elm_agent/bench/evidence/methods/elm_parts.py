@@ -1,0 +1,81 @@
+"""What the agent and its memories alone have in common as methods: who trains, and what is told of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from elm_agent.bench.evidence.contract import CandidateLine, Item, Workplace
+from elm_agent.bench.evidence.trained import RememberedTrainer
+from elm_agent.errors import SettingsError
+from elm_agent.records import Recipe, Rollout, StepRecord, Vector
+from elm_agent.settings import Settings
+
+NAMESPACE = "evidence"
+
+
+def trainer_at(place: Workplace, *, owner: str, answers: Mapping[str, str] | None = None) -> RememberedTrainer:
+    """The trainer that recipes name, with the memories of the whole run. ``answers``: see ``GrpoTrainer``."""
+    from elm_agent.models.engine import LocalModel
+    from elm_agent.training import GrpoTrainer, RecipeTrainer
+
+    if not isinstance(place.model, LocalModel):
+        raise SettingsError(f"a {type(place.model).__name__} cannot be trained: use a local model")
+    trainer = (
+        RecipeTrainer(place.model, place.task)
+        if answers is None
+        else GrpoTrainer(place.model, place.task, answers=answers)
+    )
+    return RememberedTrainer(trainer, place.shared, model=place.model, task=place.task, owner=owner)
+
+
+def own_bank(settings: Settings, place: Workplace) -> Settings:
+    """The settings with a bank in the method's folder, worked off by the caller itself."""
+    return settings.changed(
+        home=place.folder / "bank",
+        namespace=NAMESPACE,
+        shared_namespaces=(),
+        database_url=None,
+        tensors=None,
+        tensor_options={},
+        index="exact",
+        learn=False,
+        worker={
+            "mode": "inline",
+            "max_attempts": 1,
+            "poll_seconds": 0.05,
+            "lease_seconds": 20,
+            "heartbeat_seconds": 4,
+        },
+    )
+
+
+def rollout_lines(rollouts: Iterable[Rollout]) -> tuple[CandidateLine, ...]:
+    """What was drawn while a memory was trained, step after step; ``score`` is the reward."""
+    return tuple(
+        CandidateLine(
+            role="rollout",
+            text=one.text,
+            answer=one.answer,
+            tokens=one.tokens,
+            finished=one.finished,
+            score=one.reward,
+        )
+        for one in rollouts
+    )
+
+
+def step_lines(curve: Sequence[StepRecord]) -> tuple[dict[str, Any], ...]:
+    """The steps of a training as plain values."""
+    return tuple(asdict(step) for step in curve)
+
+
+def rounded(key: Vector | None) -> tuple[float, ...] | None:
+    """A key as text can carry it: four digits are enough for a map."""
+    return None if key is None else tuple(float(f"{value:.4g}") for value in key.tolist())
+
+
+def read_in_training(place: Workplace, item: Item, recipe: Recipe, steps: int) -> int:
+    """Tokens that were read: the question and the memory once a step, for the whole group."""
+    return steps * (len(place.model.encode(place.task.messages(item.question))) + recipe.positions)

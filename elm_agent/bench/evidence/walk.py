@@ -1,0 +1,186 @@
+"""One method and one seed on its way through questions: each is answered and learned from once, whatever happens.
+
+What is stored already is not done again; a method that was interrupted is given back what it had learned. References
+stay here: a method gets an item without its answer. Knows nothing of the order of the questions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from elm_agent.bench.evidence.contract import (
+    CandidateLine,
+    GenerationLine,
+    Item,
+    Learned,
+    Maker,
+    Method,
+    Outcome,
+    Phase,
+)
+from elm_agent.bench.evidence.folder import RunFolder
+from elm_agent.bench.evidence.judging import Judge, judged
+from elm_agent.errors import ModelUnavailable, StorageError
+from elm_agent.memory.answering import describe
+from elm_agent.protocols import Observer
+from elm_agent.records import utcnow
+
+logger = logging.getLogger(__name__)
+
+
+class Walk:
+    """Told to ``observe``: ``answer`` and ``learn`` with the ``line``, when it is stored.
+
+    Args:
+        task, source: names of the sets that the questions and the memories come from.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        method: str,
+        seed: int,
+        task: str,
+        source: str | None,
+        judge: Judge,
+        observe: Observer,
+    ) -> None:
+        self._folder = folder
+        self._method = method
+        self._seed = seed
+        self._task = task
+        self._source = source
+        self._judge = judge
+        self._observe = observe
+
+    def line(self, phase: Phase, position: int, item: Item, learner: str | None = None) -> GenerationLine:
+        """The line that is to be filled in."""
+        return GenerationLine(
+            phase=phase,
+            method=self._method,
+            seed=self._seed,
+            task=self._task,
+            source=self._source,
+            position=position,
+            item_id=item.id,
+            family=item.family,
+            split=item.split,
+            learner=learner,
+        )
+
+    def stored(self, phase: Phase, position: int, item: Item, learner: str | None = None) -> GenerationLine | None:
+        """What happened already."""
+        return self._folder.find(self.line(phase, position, item, learner))
+
+    def restore(self, method: Method, position: int, item: Item) -> bool:
+        """Give back what was learned from an item; False when nothing is stored of it yet."""
+        line = self.stored(Phase.LEARN, position, item)
+        if line is not None and line.failure is None:
+            method.restore(_shown(item, method), learned_of(line))
+        return line is not None
+
+    def answer(self, method: Method, position: int, item: Item) -> GenerationLine:
+        """The line of the answered item, stored."""
+        empty = self.line(Phase.ANSWER, position, item)
+        if (line := self._folder.find(empty)) is None:
+            line = _timed(empty, lambda: _answered(empty, method.answer(_shown(item, method))))
+            return self._keep(judged(line, item, self._judge), item)
+        return line
+
+    def learn(self, method: Method, position: int, item: Item, answered: GenerationLine) -> None:
+        """Learn from an item that was answered, unless that is stored."""
+        empty = self.line(Phase.LEARN, position, item)
+        if self._folder.find(empty) is None:
+            outcome = outcome_of(answered) if answered.failure is None else None
+            line = _timed(empty, lambda: _learned(empty, method.learn(_shown(item, method), outcome)))
+            self._keep(line, item)
+
+    def make(self, maker: Maker, position: int, item: Item) -> GenerationLine:
+        """Offline: the line of the memory of one item, stored."""
+        empty = self.line(Phase.LEARN, position, item)
+        if (line := self._folder.find(empty)) is None:
+            line = _timed(empty, lambda: _learned(empty, maker.learn(_shown(item, maker))))
+            return self._keep(line, item)
+        return line
+
+    def answer_with(self, maker: Maker, learner: Item, batch: list[tuple[int, Item]]) -> None:
+        """Offline: the answers of several items with the memory of ``learner``, stored."""
+        empty = [self.line(Phase.ANSWER, position, item, learner.id) for position, item in batch]
+        missing = [(line, item) for line, (_, item) in zip(empty, batch, strict=True) if not self._folder.find(line)]
+        if not missing:
+            return
+        started = time.perf_counter()
+        try:
+            outcomes = maker.answer_with(_shown(learner, maker), [_shown(item, maker) for _, item in missing])
+            lines = [_answered(line, made) for (line, _), made in zip(missing, outcomes, strict=True)]
+        except Exception as error:
+            _raise_what_ends_the_run(error)
+            logger.warning("%s failed on a batch", self._method, exc_info=error)
+            lines = [replace(line, failure=describe(error)) for line, _ in missing]
+        each = (time.perf_counter() - started) / len(missing)
+        for line, (_, item) in zip(lines, missing, strict=True):
+            self._keep(judged(_stamped(line, each), item, self._judge), item)
+
+    def _keep(self, line: GenerationLine, item: Item) -> GenerationLine:
+        stored = self._folder.add(line, item.digest)
+        self._observe(str(stored.phase), {"line": stored})
+        return stored
+
+
+def outcome_of(line: GenerationLine) -> Outcome:
+    """What the method returned, of its line; nothing in it says what is right."""
+    candidates = tuple(replace(one, correct=None) for one in line.candidates)
+    return Outcome(**_common(Outcome, line) | {"candidates": candidates, "text": line.text or ""})
+
+
+def learned_of(line: GenerationLine) -> Learned:
+    """What the method returned, of its line."""
+    return Learned(**_common(Learned, line) | {"texts": line.candidates})
+
+
+def _common(kind: type[Outcome] | type[Learned], line: GenerationLine) -> dict[str, Any]:
+    return {one.name: getattr(line, one.name) for one in fields(kind) if hasattr(line, one.name)}
+
+
+def _answered(line: GenerationLine, outcome: Outcome) -> GenerationLine:
+    told = {one.name: getattr(outcome, one.name) for one in fields(outcome)}
+    candidates = tuple(replace(one, correct=None) for one in outcome.candidates)
+    return replace(line, **told | {"seconds": outcome.seconds or 0.0, "candidates": candidates})
+
+
+def _learned(line: GenerationLine, learned: Learned) -> GenerationLine:
+    told = {one.name: getattr(learned, one.name) for one in fields(learned) if one.name != "texts"}
+    texts: tuple[CandidateLine, ...] = learned.texts
+    return replace(line, **told | {"seconds": learned.seconds or 0.0, "candidates": texts})
+
+
+def _timed(empty: GenerationLine, work: Callable[[], GenerationLine]) -> GenerationLine:
+    """The line that ``work`` makes, or its failure; with the time that it took where the method does not say."""
+    started = time.perf_counter()
+    try:
+        line = work()
+    except Exception as error:
+        _raise_what_ends_the_run(error)
+        logger.warning("%s failed to %s %s", empty.method, empty.phase, empty.item_id, exc_info=error)
+        line = replace(empty, failure=describe(error))
+    return _stamped(line, time.perf_counter() - started)
+
+
+def _stamped(line: GenerationLine, seconds: float) -> GenerationLine:
+    """The line with the time of day, and ``seconds`` where the method did not say how many."""
+    return replace(line, seconds=line.seconds or round(seconds, 4), at=utcnow().isoformat(timespec="seconds"))
+
+
+def _raise_what_ends_the_run(error: Exception) -> None:
+    """A disk that is full or a model that is gone would fail every question that is left."""
+    if isinstance(error, StorageError | ModelUnavailable):
+        raise error
+
+
+def _shown(item: Item, method: Method | Maker) -> Item:
+    return item if method.sees_answers else item.blind()
