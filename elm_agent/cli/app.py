@@ -25,6 +25,7 @@ from elm_agent.cli import (
     demo,
     doctor,
     encryption,
+    feedback,
     forget,
     index,
     jobs,
@@ -166,6 +167,7 @@ def _root(
 
 
 app.command("ask")(shared(ask.ask))
+app.command("feedback")(shared(feedback.feedback))
 app.command("run")(shared(run.run))
 app.command("worker")(shared(worker.worker))
 app.command("serve")(shared(serve.serve))

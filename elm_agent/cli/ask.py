@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elm_agent.cli.explain import show_explanation
 from elm_agent.cli.opening import opened_runtime
 from elm_agent.cli.options import Shared
 from elm_agent.cli.output import Output, short
@@ -31,6 +32,10 @@ def ask(
         bool | None, typer.Option("--learn/--no-learn", help="Queue a learning job, or not.", show_default=False)
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Learn before the command ends.")] = False,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Also show each candidate's score in parts, and why the route was taken."),
+    ] = False,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON object a line as it happens; the last is the answer.")
     ] = False,
@@ -43,7 +48,7 @@ def ask(
     out = options.output()
     overrides = {} if learn is None else {"learn": learn}
     with opened_runtime(options, worker={"mode": "thread" if wait else "external"}, **overrides) as runtime:
-        result = _answer(out, runtime, text, subject, events=events)
+        result = _answer(out, runtime, text, subject, events=events, explain=explain)
         learned = not (wait and result["job_id"]) or _wait(out, runtime, result["job_id"])
     return 0 if learned else JobError.exit_code
 
@@ -61,12 +66,16 @@ def usable_question(text: str) -> str:
     return text.strip()
 
 
-def _answer(out: Output, runtime: Runtime, question: str, subject: str | None, *, events: bool) -> Mapping[str, Any]:
+def _answer(
+    out: Output, runtime: Runtime, question: str, subject: str | None, *, events: bool, explain: bool
+) -> Mapping[str, Any]:
     from elm_agent.integrations.langgraph import build_graph
 
     result: Mapping[str, Any] = {}
     asked = {"question": question, "subject": subject}
-    parts: Any = build_graph(runtime).stream(asked, stream_mode=["custom", "values"])  # type: ignore[call-overload]
+    context = {"explain": explain}
+    graph: Any = build_graph(runtime)
+    parts = graph.stream(asked, context=context, stream_mode=["custom", "values"])
     for mode, part in parts:
         if mode == "values":
             result = part
@@ -79,6 +88,8 @@ def _answer(out: Output, runtime: Runtime, question: str, subject: str | None, *
     else:
         out.say(result["text"])
         out.note("\n" + _told(result))
+        if explain:
+            show_explanation(out, result["explanation"])
     return result
 
 
@@ -86,6 +97,8 @@ def _told(result: Mapping[str, Any]) -> str:
     parts = [f"answer {short(result['answer'])}", f"route {result['route']}"]
     if result["memory_id"]:
         parts.append(f"memory {result['memory_id']} at {result['similarity']:.3f}")
+    if result["use_id"]:
+        parts.append(f"use {result['use_id']}")
     if result["reason"]:
         parts.append(result["reason"])
     if result["job_id"]:

@@ -11,6 +11,7 @@ from elm_agent.cli.output import Output, short, sparkline, to_json, when
 
 if TYPE_CHECKING:
     from elm_agent.records import Episode, EventRecord, MemoryRecord, UseRecord
+    from elm_agent.storage.posterior import Posterior
 
 
 def show_lineage(
@@ -20,6 +21,7 @@ def show_lineage(
     episode: Episode,
     uses: Sequence[UseRecord],
     events: Sequence[EventRecord],
+    worth: Posterior,
     rollouts: bool = False,
 ) -> None:
     """Print question, votes, curve, uses, history, model and recipe, in this order."""
@@ -32,7 +34,7 @@ def show_lineage(
     _curve(out, episode)
     if rollouts:
         _rollouts(out, episode)
-    _uses(out, memory, uses)
+    _uses(out, memory, uses, worth)
     out.say("history")
     rows = [
         (event.revision, when(event.created_at), event.kind, event.actor, to_json(event.detail)) for event in events
@@ -78,17 +80,26 @@ def _rollouts(out: Output, episode: Episode) -> None:
     out.table(("step", "rollout", "reward", "answer", "text"), rows)
 
 
-def _uses(out: Output, memory: MemoryRecord, uses: Sequence[UseRecord]) -> None:
+def told_worth(worth: Posterior) -> str:
+    """What a memory is worth, in words."""
+    counts = f"helped {worth.helped:g}, no difference {worth.same:g}, hurt {worth.hurt:g}, prior included"
+    return f"{worth.utility:+.3f} ± {worth.deviation:.3f} ({counts}); harmful with probability {worth.harm:.3f}"
+
+
+def _uses(out: Output, memory: MemoryRecord, uses: Sequence[UseRecord], worth: Posterior) -> None:
     out.say(f"used {memory.uses} times; fixed {memory.fixed}, broken {memory.broken}")
+    out.say(f"utility {told_worth(worth)}")
     if uses:
-        columns = ("when", "similarity", "key", "route", "outcome", "answer", "question")
+        columns = ("id", "when", "similarity", "key", "route", "outcome", "feedback", "answer", "question")
         rows = [
             (
+                use.id,
                 when(use.created_at),
                 float(use.similarity),
                 use.key_kind,
                 use.route,
                 use.outcome,
+                use.feedback or "",
                 short(use.answer, 20),
                 short(use.question, 50),
             )

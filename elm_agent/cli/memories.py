@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from elm_agent.cli.confirm import agreed
-from elm_agent.cli.lineage import show_lineage
+from elm_agent.cli.lineage import show_lineage, told_worth
 from elm_agent.cli.maintain import show_left
-from elm_agent.cli.opening import opened_bank
+from elm_agent.cli.opening import OpenBank, opened_bank
 from elm_agent.cli.options import TIMES, Shared, group, in_zone, shared
 from elm_agent.cli.output import Output, short, when
 from elm_agent.errors import InputError
@@ -19,6 +19,7 @@ from elm_agent.records import MemoryState, utcnow
 
 if TYPE_CHECKING:
     from elm_agent.records import MemoryRecord
+    from elm_agent.storage.posterior import Posterior
 
 app = group("memories", "Look at memories; review, pin, expire, evict, restore and purge them.")
 
@@ -33,6 +34,7 @@ class Review(StrEnum):
 
     KEEP = "keep"
     QUARANTINE = "quarantine"
+    RESTORE = "restore"
 
 
 @app.command("list")
@@ -105,7 +107,8 @@ def show(options: Shared, memory_id: MemoryId) -> None:
     out = options.output()
     with opened_bank(options) as opened:
         memory = opened.bank.memory(opened.namespace, memory_id)
-    _tell(options, memory) if not out.json else out.document(memory)
+        worth = _worth(options, opened, memory_id)
+    _tell(options, memory, worth) if not out.json else out.document(memory)
 
 
 @app.command()
@@ -124,10 +127,11 @@ def why(
         episode = bank.episode(namespace, memory_id)
         used = bank.uses(namespace, memory_id, limit=None if out.json else uses)
         events = bank.events(namespace, memory_id)
+        worth = _worth(options, opened, memory_id)
     if out.json:
-        out.document({"memory": memory, "episode": episode, "uses": used, "events": events})
+        out.document({"memory": memory, "episode": episode, "uses": used, "events": events, "worth": worth.plain()})
     else:
-        show_lineage(out, memory=memory, episode=episode, uses=used, events=events, rollouts=rollouts)
+        show_lineage(out, memory=memory, episode=episode, uses=used, events=events, worth=worth, rollouts=rollouts)
 
 
 @app.command()
@@ -186,15 +190,22 @@ def expire(
 def review(
     options: Shared,
     memory_id: MemoryId,
-    verdict: Annotated[Review, typer.Option("--verdict", help="keep: it is fine; quarantine: it must not serve.")],
+    verdict: Annotated[
+        Review, typer.Option("--verdict", help="keep: it is fine; quarantine: it must not serve; restore: it may.")
+    ],
     note: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Why; kept in the history.")] = None,
 ) -> None:
-    """Note in the history that a person looked at a memory, and take it out of service if it is harmful."""
+    """Note in the history that a person looked at a memory, and take it out of service or bring it back.
+
+    What uses told of it before counts no more for a quarantine by utility.quarantine_harm.
+    """
     with opened_bank(options) as opened:
         bank, where = opened.bank, (opened.namespace, memory_id)
         memory = bank.review(*where, actor=ACTOR, verdict=verdict.value, note=note)
         if verdict is Review.QUARANTINE:
             memory = bank.transition(*where, MemoryState.QUARANTINED, actor=ACTOR, reason=note or "by a review")
+        if verdict is Review.RESTORE:
+            memory = bank.transition(*where, MemoryState.ACTIVE, actor=ACTOR, reason=note or "by a review")
     _changed(options, [memory], "reviewed")
 
 
@@ -235,6 +246,13 @@ def _transition(options: Shared, memory_ids: list[str], to: MemoryState, reason:
     _changed(options, changed, verb)
 
 
+def _worth(options: Shared, opened: OpenBank, memory_id: str) -> Posterior:
+    from elm_agent.runtime import utility_weights
+
+    one = opened.namespace, memory_id
+    return opened.bank.posteriors(opened.namespace, [one], utility_weights(options.load()))[one]
+
+
 def _changed(options: Shared, changed: list[MemoryRecord], verb: str) -> None:
     """As JSON one memory is an object, several are a list."""
     out = options.output()
@@ -244,7 +262,7 @@ def _changed(options: Shared, changed: list[MemoryRecord], verb: str) -> None:
         out.say(f"{verb} {memory.id}: {memory.state}, {short(memory.question)}")
 
 
-def _tell(options: Shared, memory: MemoryRecord) -> None:
+def _tell(options: Shared, memory: MemoryRecord, worth: Posterior) -> None:
     recipe = memory.recipe
     facts = {
         "id": memory.id,
@@ -253,6 +271,7 @@ def _tell(options: Shared, memory: MemoryRecord) -> None:
         "question": memory.question,
         "task": memory.task,
         "uses": f"{memory.uses}, fixed {memory.fixed}, broken {memory.broken}",
+        "utility": told_worth(worth),
         "vote share": f"{memory.final_vote_share:.3f} at the last step",
         "tensor": f"{recipe.parameterisation}, {memory.virtual_tokens} x {memory.width}, {memory.tensor_digest}",
         "model": f"{memory.model.name} ({memory.model.id})",

@@ -85,6 +85,11 @@ class Posterior:
         helped, _, hurt = generator.dirichlet((self.helped, self.same, self.hurt))
         return float(helped - hurt)
 
+    def plain(self) -> dict[str, float]:
+        """All of it as numbers, for JSON."""
+        counts = {"helped": self.helped, "same": self.same, "hurt": self.hurt, "uses": self.uses}
+        return counts | {"utility": self.utility, "deviation": self.deviation, "harm": self.harm}
+
     @property
     def _total(self) -> float:
         return self.helped + self.same + self.hurt
