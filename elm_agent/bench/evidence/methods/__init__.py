@@ -50,6 +50,9 @@ METHODS: dict[str, MethodFactory] = {
 MAKERS: dict[str, MakerFactory] = {"elm": _maker_by("elm_alone:ElmAlone")}
 """``MAKERS[name](name, workplace)`` opens what makes memories for the offline protocol."""
 
+NUMBERED = frozenset({"self_consistency", "lag_tts", "exp_rag"})
+"""Methods whose name may end in a number: of samples, or of what is retrieved."""
+
 LEARNING_NOTHING = frozenset({"zero_shot", "self_consistency", "verifier_at_2"})
 """Methods that answer alike whatever came before: no source is gone through for them."""
 
@@ -64,4 +67,14 @@ def factory_of(name: str) -> MethodFactory:
     factory = METHODS.get(name.partition(":")[0])
     if factory is None:
         raise InputError(f"unknown method {name!r}: expected some of {', '.join(sorted(METHODS))}")
+    if not name.startswith(("elm", "oracle")):  # those read their words themselves: ``variants``
+        _check_number(name)
     return factory
+
+
+def _check_number(name: str) -> None:
+    base, colon, option = name.partition(":")
+    if colon and base not in NUMBERED:
+        raise InputError(f"method {base!r} has no options; got {name!r}")
+    if colon and not (option.isdecimal() and int(option) > 0):
+        raise InputError(f"method {name!r}: expected {base} or {base}:N with a number N from 1")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from elm_agent.bench.evidence.contract import NOTHING, CandidateLine, Item, Learned, Outcome, Workplace
 from elm_agent.bench.evidence.methods.calls import CountingModel
 from elm_agent.bench.evidence.methods.past import Found, PastQuestions
-from elm_agent.errors import InputError, TaskError
+from elm_agent.errors import TaskError
 from elm_agent.memory.answering import candidate
 from elm_agent.protocols import GenerationRequest, Message, Task
 from elm_agent.records import Candidate, KeyKind, Route, digest_of
@@ -31,11 +31,8 @@ class Baseline(ABC):
 
     learns = False
     sees_answers = False
-    takes_number = False  # whether its name may end in a colon and a number
 
     def __init__(self, name: str, place: Workplace) -> None:
-        if ":" in name and not self.takes_number:
-            raise InputError(f"method {name.partition(':')[0]!r} has no options; got {name!r}")
         self.name = name
         self.place = place
         self.task = place.task
@@ -182,10 +179,5 @@ def sample_seed(seed: int, name: str, item: Item, index: int) -> int:
 
 
 def number_option(name: str, default: int) -> int:
-    """The number after the colon of a method's name. Raises ``InputError`` for anything else there."""
-    method, colon, option = name.partition(":")
-    if not colon:
-        return default
-    if not option.isdecimal() or int(option) < 1:
-        raise InputError(f"method {name!r}: expected {method} or {method}:N with a number N from 1")
-    return int(option)
+    """The number after the colon of a method's name; ``open_method`` has seen that it is one."""
+    return int(name.partition(":")[2] or default)

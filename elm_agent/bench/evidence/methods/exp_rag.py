@@ -30,8 +30,6 @@ class Experience:
 class ExpRag(Retriever[Experience]):
     """The benchmark's feedback tells right from wrong; here nobody does, so the model judges its own answer."""
 
-    takes_number = True
-
     def __init__(self, name: str, place: Workplace) -> None:
         super().__init__(name, place)
         self._count = number_option(name, EXPERIENCES)

@@ -79,8 +79,6 @@ class LagTts(Lag):
     """``lag_tts``: the log is the first of the zero-shot samples that agree most; ``lag_tts:N`` draws N of them, else
     as many as a training step has rollouts. Without a single answer nothing is kept."""
 
-    takes_number = True
-
     def __init__(self, name: str, place: Workplace) -> None:
         super().__init__(name, place)
         self._count = number_option(name, place.settings.learning.rollouts)

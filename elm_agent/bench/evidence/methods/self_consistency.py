@@ -16,8 +16,6 @@ class SelfConsistency(Baseline):
     never exceeded, and less than one longest answer of it stays unused. Ties go to the answer that came first.
     """
 
-    takes_number = True
-
     def __init__(self, name: str, place: Workplace) -> None:
         super().__init__(name, place)
         self._count = number_option(name, 0)
