@@ -141,12 +141,12 @@ def failures(lines: Lines) -> tuple[Failure, ...]:
 
 
 def task_figures(
-    lines: Lines, items: Items, *, told: Callable[[int], None] = lambda _: None
+    lines: Lines, items: Items, *, told: Callable[[str], None] = lambda _: None
 ) -> tuple[TaskFigures, ...]:
     """Every method on each task, and on all tasks together when there are several.
 
-    Lines of the offline matrix (with a ``learner``) are left to ``offline``. ``told`` is called with 1
-    after each method.
+    Lines of the offline matrix (with a ``learner``) are left to ``offline``. ``told`` hears the name of
+    each method that is done.
     """
     learned = [line for line in lines if line.phase is Phase.LEARN]
     answers = [line for line in lines if line.phase is Phase.ANSWER and line.learner is None]
@@ -195,7 +195,7 @@ def is_baseline(method: str) -> bool:
 
 
 def _section(
-    task: str | None, answers: Lines, learned: Lines, items: Items, told: Callable[[int], None]
+    task: str | None, answers: Lines, learned: Lines, items: Items, told: Callable[[str], None]
 ) -> TaskFigures:
     groups: dict[tuple[str, str | None], list[GenerationLine]] = defaultdict(list)
     for line in answers:
@@ -207,7 +207,7 @@ def _section(
         learning = [line for line in learned if line.method == name and line.task in sources]
         against = {n: known[n] for n in known if is_agent(name) and is_baseline(n)}
         methods.append(_method(part, learning, known.get(ZERO_SHOT, {}), against, items, source))
-        told(1)
+        told(name)
     questions = {question_of(line, items) for line in answers}
     return TaskFigures(task=task, questions=len(questions), methods=tuple(methods))
 

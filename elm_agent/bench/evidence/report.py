@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from elm_agent.bench.evidence.contract import Phase, Protocols, StoredRun
+from elm_agent.bench.evidence.contract import Phase, StoredRun
 from elm_agent.bench.evidence.figures import Failure, TaskFigures, failures, task_figures
 from elm_agent.bench.evidence.matrix import OfflineFigures, offline_figures
+from elm_agent.bench.evidence.report_left import unfinished
 from elm_agent.errors import InputError
 
 FILES = ("report.md", "report.html", "report.json")
@@ -32,8 +32,8 @@ class Report:
     unfinished: tuple[str, ...]
 
 
-def build(run: StoredRun, *, told: Callable[[int], None] = lambda _: None) -> Report:
-    """Compute every figure. ``told`` is called with 1 for each method that is done.
+def build(run: StoredRun, *, told: Callable[[str], None] = lambda _: None) -> Report:
+    """Compute every figure. ``told`` hears the name of each method that is done.
 
     Raises:
         InputError: the run has no answered question.
@@ -47,7 +47,7 @@ def build(run: StoredRun, *, told: Callable[[int], None] = lambda _: None) -> Re
         tasks=task_figures(run.lines, run.items, told=told),
         offline=offline_figures(run.lines, run.items),
         failures=failures(run.lines),
-        unfinished=tuple(_unfinished(run)),
+        unfinished=tuple(unfinished(run)),
     )
 
 
@@ -87,23 +87,3 @@ def _replace(path: Path, text: str) -> Path:
     fresh.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(fresh, path)
     return path
-
-
-def _unfinished(run: StoredRun) -> Iterator[str]:
-    """Methods and seeds that answered fewer questions of a task than there are; not told of the matrix."""
-    whole = Counter(task for task, _ in run.items)
-    asked = Counter(
-        (line.task, line.method, line.seed)
-        for line in run.lines
-        if line.phase is Phase.ANSWER and line.learner is None
-    )
-    tasks = sorted({task for task, _, _ in asked})
-    methods = run.run.get("methods") or sorted({method for _, method, _ in asked})
-    seeds = run.run.get("seeds") or sorted({seed for _, _, seed in asked})
-    if run.run.get("protocol") == Protocols.OFFLINE:
-        methods = [name for name in methods if any(key[1] == name for key in asked)]
-    for task in tasks:
-        for method in methods:
-            for seed in seeds:
-                if (done := asked[task, method, seed]) < whole[task]:
-                    yield f"{method}, seed {seed}: {done} of {whole[task]} questions of {task}"

@@ -77,10 +77,10 @@ def memories(task: TaskFigures) -> Section | None:
         if (found := method.retrieval) is None:
             continue
         states = ", ".join(f"{state} {count}" for state, count in method.states.items())
-        for seed, one in found.concentration.items():
-            rows.append((method.label, str(seed), *_uneven(one)))
-            if one.note is not None:
-                notes.append(f"{method.label}, seed {seed}: {one.note}.")
+        rows += [(method.label, str(seed), *_uneven(one)) for seed, one in found.concentration.items()]
+        for note in dict.fromkeys(one.note for one in found.concentration.values() if one.note is not None):
+            those = ", ".join(str(seed) for seed, one in found.concentration.items() if one.note == note)
+            notes.append(f"{method.label}, seed {those}: {note}.")
         notes.append(
             f"{method.label}: {found.memories} memories were kept{f' ({states})' if states else ''}; a memory was"
             f" retrieved for {counted(found.retrieved)} of the questions."

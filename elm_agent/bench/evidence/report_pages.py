@@ -37,10 +37,30 @@ def title(report: Report) -> str:
 
 
 def about(report: Report) -> list[tuple[str, str]]:
-    """How the run was made: what run.json says in single values, the command first."""
-    told = dict(_flat(report.run.run))
-    first = [name for name in told if name.rpartition(".")[2] in ("command", "date", "started", "at")]
-    return [(name, told[name]) for name in dict.fromkeys((*first, *told))]
+    """How the run was made, as run.json says: command, date and environment first, without settings and data."""
+    run = report.run.run
+    told = dict(_flat(run.get("environment") or {}))
+    rest = {name: value for name, value in run.items() if name not in ("environment", "settings", "task_sets")}
+    first = {name: told[name] for name in ("command", "date") if name in told}
+    return list((first | told | dict(_flat(rest))).items())
+
+
+def settings(report: Report) -> list[tuple[str, str]]:
+    return list(_flat(report.run.run.get("settings") or {}))
+
+
+def summary(report: Report) -> Iterator[tuple[str, Table, tuple[str, ...]]]:
+    """For a terminal: title, table and notes of the main results of each task, then of memories offline."""
+    for task in report.tasks:
+        found = report_tables.results(task)
+        if found.table is not None:
+            yield "All tasks together" if task.task is None else task.task, found.table, found.notes
+    offline = report_bank.offline(report.offline)
+    if offline is not None and offline.table is not None:
+        yield offline.title, offline.table, offline.notes
+    left = (*report.unfinished, *(f"{len(report.failures)} failures" for _ in report.failures[:1]))
+    if left:
+        yield "Not finished or failed", Table(columns=("what",), rows=tuple((one,) for one in left)), ()
 
 
 def markdown(report: Report, parts: Sequence[Part]) -> str:
@@ -58,7 +78,13 @@ def html(report: Report, parts: Sequence[Part]) -> str:
     )
     environment.filters["anchor"] = _anchor
     page = environment.get_template("report.html.j2")
-    return page.render(title=title(report), about=about(report), unfinished=report.unfinished, parts=parts)
+    return page.render(
+        title=title(report),
+        about=about(report),
+        settings=settings(report),
+        unfinished=report.unfinished,
+        parts=parts,
+    )
 
 
 # --- chapters -----------------------------------------------------------------------------------------------------
@@ -95,7 +121,7 @@ def _failures(report: Report) -> Section:
 
 def _data(run: Mapping[str, Any]) -> Iterator[Section]:
     """What the data sets had that no question was made of, and questions that are equal."""
-    for told in run.get("tasks") or ():
+    for told in (run.get("task_sets") or {}).values():
         faults, equal = told.get("faults") or [], told.get("duplicates") or []
         words = (
             f"{told.get('questions')} questions. {len(faults)} rows could not be used; they count as nothing."
@@ -135,6 +161,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 def _markdown(report: Report, parts: Sequence[Part]) -> Iterator[str]:
     yield f"# {_escaped(title(report))}\n"
     yield from _table(Table(columns=("how it was made", ""), rows=tuple(about(report))))
+    yield "\nSettings and data sets: run.json in the folder of the run, and report.json."
     if report.unfinished:
         yield "\n**Not finished:**\n"
         yield from (f"- {_escaped(line)}" for line in report.unfinished)

@@ -41,6 +41,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.25,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -51,10 +52,13 @@ WIDTH = 5.0
 """Inches of every plot: as wide as a phone, so that its words stay readable there."""
 
 
-def svg(draw: Callable[[Figure], None], *, name: str, text: str, height: float = 3.4) -> str:
-    """The SVG that ``draw`` makes of a figure. ``name``: unique in the page; ``text``: what a blind reader gets."""
+def svg(draw: Callable[[Figure], None], *, name: str, text: str, height: float = 3.0, labels: int = 0) -> str:
+    """The SVG that ``draw`` makes of a figure. ``name``: unique in the page; ``text``: what a blind reader gets.
+
+    ``labels``: how many a legend has, for which the figure grows.
+    """
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height + 0.19 * -(-labels // 3)), layout="constrained")
         figure.patch.set_alpha(0)
         draw(figure)
         for axes in figure.axes:

@@ -30,7 +30,9 @@ class Plots:
         if not curves:
             return None
         told = _ends(curves)
-        picture = self._picture(pictures.stream(curves, self._colours), f"Right answers so far: {told}.", height=4.0)
+        picture = self._picture(
+            pictures.stream(curves, self._colours), f"Right answers so far: {told}.", labels=len(curves)
+        )
         words = (
             "Share of right answers so far, mean over seeds; the band reaches from the lowest to the highest seed."
         )
@@ -48,12 +50,14 @@ class Plots:
                 pictures.cost_and_gain(shown, self._colours),
                 f"Points of gain over zero-shot: {gains}.",
                 "Gain over zero-shot with its interval, against the tokens generated for a question.",
+                labels=len(shown),
             ),
             self._picture(
                 pictures.flips(shown),
                 f"Answers fixed and broken: {flips}.",
                 "Answers that were wrong without and right with the method, and the reverse.",
-                height=1.4 + 0.28 * len(shown),
+                height=0.9 + 0.28 * len(shown),
+                labels=2,
             ),
         ]
         if not any(m.tokens_per_question for m in shown):
@@ -67,7 +71,9 @@ class Plots:
         if not curves:
             return None
         told = "; ".join(f"{name} {percent(curve[0])} for the first" for name, curve in curves.items())
-        picture = self._picture(pictures.ranks(curves, self._colours), f"Share of retrievals by rank: {told}.")
+        picture = self._picture(
+            pictures.ranks(curves, self._colours), f"Share of retrievals by rank: {told}.", labels=len(curves)
+        )
         words = (
             "Share of all retrievals that the most retrieved memories took, mean over seeds. A steep rise: few serve."
         )
@@ -81,7 +87,9 @@ class Plots:
         told = "; ".join(
             f"{name} from {percent(band.middle[0])} to {percent(band.middle[-1])}" for name, band in curves.items()
         )
-        picture = self._picture(pictures.rewards(curves, self._colours), f"Share of rollouts that agree: {told}.")
+        picture = self._picture(
+            pictures.rewards(curves, self._colours), f"Share of rollouts that agree: {told}.", labels=len(curves)
+        )
         words = (
             "Median over a method's memories, with quartiles. Agreement is the reward; it needs no reference answer."
         )
@@ -106,7 +114,7 @@ class Plots:
             return None
         words = (
             "Retrieval keys of all seeds on their two principal components. Colour: answers fixed less answers"
-            " broken; size: how often a memory was retrieved. Memories side by side serve the same questions."
+            " broken; size: how often a memory was retrieved. Memories that lie together are near the same questions."
         )
         return Section(title="Map of the bank", words=(words,), pictures=tuple(drawn), notes=tuple(notes))
 
@@ -118,7 +126,7 @@ class Plots:
             if shown:
                 told = "; ".join(f"{one.method} {percent(one.improving)} improve" for one in shown)
                 alt = f"{task}, share of memories by gain: {told}."
-                drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt))
+                drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt, labels=len(shown)))
         for one in found:
             for seed in one.seeds:
                 order = [memory.learner for memory in one.memories if memory.seed == seed.seed]
@@ -128,12 +136,14 @@ class Plots:
                 fixed = sum(memory.fixed for memory in one.memories if memory.seed == seed.seed)
                 broken = sum(memory.broken for memory in one.memories if memory.seed == seed.seed)
                 alt = f"{title}: {len(order)} memories; {fixed} answers fixed, {broken} broken."
-                drawn.append(self._picture(pictures.matrix(seed, order), alt, height=4.2))
+                drawn.append(self._picture(pictures.matrix(seed, order), alt, height=3.6, labels=4))
         return Section(title="Matrix of memory by question", pictures=tuple(drawn)) if drawn else None
 
-    def _picture(self, draw: Draw, alt: str, caption: str | None = None, height: float = 3.4) -> Picture:
+    def _picture(
+        self, draw: Draw, alt: str, caption: str | None = None, height: float = 3.0, labels: int = 0
+    ) -> Picture:
         self._count += 1
-        made = pictures.svg(draw, name=f"plot{self._count}", text=alt, height=height)
+        made = pictures.svg(draw, name=f"plot{self._count}", text=alt, height=height, labels=labels)
         return Picture(svg=made, alt=alt, caption=caption or alt)
 
 

@@ -192,7 +192,7 @@ def costs(task: TaskFigures) -> Section:
         "tokens a question",
         "s in all",
     )
-    words = "Tokens are generated ones, over all calls of the model; *read* ones are those of prompts."
+    words = "Tokens are generated ones, over all calls of the model; those read are the tokens of prompts."
     return Section(title="Cost", words=(words,), table=Table(columns=columns, rows=tuple(rows)))
 
 
