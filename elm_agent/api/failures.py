@@ -15,7 +15,9 @@ from elm_agent.errors import (
     ModelUnavailable,
     NotFound,
     SettingsError,
+    StorageError,
     StoreBusy,
+    TaskError,
     TensorCorrupt,
     TensorMissing,
     VaultLocked,
@@ -27,6 +29,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (NotFound, 404),
     (InputError, 422),
     (SettingsError, 422),  # a name that is no namespace
+    (TaskError, 422),  # an answer that cannot be compared with the right one
     (ModelMismatch, 409),
     (BankMoved, 409),
     (JobError, 409),
@@ -35,6 +38,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (StoreBusy, 503),
     (IndexUnavailable, 503),
     (VaultLocked, 503),
+    (StorageError, 503),
     (ModelUnavailable, 503),
 )
 _REASONS = {

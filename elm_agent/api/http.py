@@ -19,6 +19,7 @@ from elm_agent.api.shapes import (
     MOST_LISTED,
     Answered,
     AskBody,
+    FeedbackBody,
     Found,
     Lineage,
     NamespaceShown,
@@ -27,12 +28,14 @@ from elm_agent.api.shapes import (
 from elm_agent.api.streaming import Gone, event_stream, while_there
 from elm_agent.api.verbs import MOST_ASKED, Verbs
 from elm_agent.errors import ElmError
+from elm_agent.memory.feedback import FeedbackReport
 from elm_agent.records import JobRecord, JobState, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
 
 _ID = r"^[A-Za-z0-9_-]+$"
 MemoryId = Annotated[str, Path(max_length=100, pattern=_ID, description="Id of the memory (mem_...).")]
 JobId = Annotated[str, Path(max_length=100, pattern=_ID, description="Id of the job (job_...).")]
+UseId = Annotated[str, Path(max_length=100, pattern=_ID, description="Id of the use (use_...).")]
 Limit = Annotated[int, Query(ge=1, le=MOST_LISTED, description="At most so many.")]
 Offset = Annotated[int, Query(ge=0, le=10**9, description="Skip so many.")]
 
@@ -125,6 +128,15 @@ async def ask_stream(verbs: TheVerbs, namespace: Namespace, body: AskBody) -> St
 def recall(verbs: TheVerbs, namespace: Namespace, body: RecallBody) -> list[Found]:
     """The memories nearest to a question, most similar first. Answers nothing and notes no use."""
     return verbs.recall(namespace, body.question, limit=body.limit, min_similarity=body.min_similarity)
+
+
+@_router.post("/{namespace}/uses/{use_id}/feedback", tags=["questions"])
+def feedback(verbs: TheVerbs, namespace: Namespace, use_id: UseId, body: FeedbackBody) -> FeedbackReport:
+    """Say whether an answer was right; its `use_id` names it.
+
+    The last word counts. The question of a wrong answer is learnt again.
+    """
+    return verbs.feedback(namespace, use_id, body.verdict, body.answer)
 
 
 # --- memories -----------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from elm_agent.memory.answering import LONGEST_SUBJECT
-from elm_agent.records import Candidate, Episode, EventRecord, MemoryRecord, Route, UseRecord
+from elm_agent.memory.feedback import LONGEST_ANSWER
+from elm_agent.records import Candidate, Episode, EventRecord, Feedback, MemoryRecord, Route, UseRecord
 
 LONGEST_QUESTION = 20_000  # characters; the model's context is the nearer limit
 MOST_FOUND = 100  # memories recalled at once, as of `retrieval.top_k`
@@ -22,6 +23,12 @@ Similarity = Annotated[
     Field(ge=-1, le=1, allow_inf_nan=False, description="Cosine below which no memory is used; null: as configured."),
 ]
 Learn = Annotated[bool | None, Field(description="Whether to learn from it; null: as configured.")]
+Explain = Annotated[bool, Field(description="Also say why the answer is what it is.")]
+Verdict = Annotated[Feedback, Field(description="Whether the answer that was returned is right.")]
+RightAnswer = Annotated[
+    str | None,
+    Field(max_length=LONGEST_ANSWER, description="The right answer, if it is known; it must not contradict."),
+]
 
 
 class _Body(BaseModel):
@@ -35,6 +42,14 @@ class AskBody(_Body):
     subject: Subject = None
     learn: Learn = None
     min_similarity: Similarity = None
+    explain: Explain = False
+
+
+class FeedbackBody(_Body):
+    """What a user says of an answer."""
+
+    verdict: Verdict
+    answer: RightAnswer = None
 
 
 class RecallBody(_Body):
@@ -65,6 +80,7 @@ class Answered(BaseModel):
     similarity: float | None
     use_id: str | None
     job_id: str | None
+    explanation: dict[str, Any] | None = None
 
 
 class Found(BaseModel):
@@ -75,7 +91,7 @@ class Found(BaseModel):
 
 
 class Lineage(BaseModel):
-    """Where a memory comes from and what it did. ``episode.rollouts`` is empty unless asked for."""
+    """Where a memory comes from and what it did here. ``episode.rollouts`` is empty unless asked for."""
 
     memory: MemoryRecord
     episode: Episode

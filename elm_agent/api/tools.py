@@ -20,15 +20,19 @@ from elm_agent.api.shapes import (
     MOST_FOUND,
     MOST_LISTED,
     Answered,
+    Explain,
     Found,
     Learn,
     Lineage,
     Question,
+    RightAnswer,
     Similarity,
     Subject,
+    Verdict,
 )
 from elm_agent.api.verbs import MOST_ASKED, Verbs
 from elm_agent.errors import ElmError
+from elm_agent.memory.feedback import FeedbackReport
 from elm_agent.records import MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
 
@@ -63,7 +67,7 @@ def make_server(runtime: Runtime, *, most_asked: int = MOST_ASKED) -> MCPServer[
         "elm_agent", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING", subscriptions=False
     )
     tools = _Tools(Verbs(runtime, most_asked=most_asked))
-    for tool in (tools.ask, tools.recall, tools.why, tools.memories):
+    for tool in (tools.ask, tools.recall, tools.why, tools.feedback, tools.memories):
         server.add_tool(tool)
     return server
 
@@ -92,12 +96,27 @@ class _Tools:
         subject: Subject = None,
         learn: Learn = None,
         min_similarity: Similarity = None,
+        explain: Explain = False,
     ) -> Answered:
         """Answer a question, with the help of the nearest memory where there is one; queue what it teaches."""
         mine = self._mine(ctx, namespace)
         return await _said(
-            self._verbs.ask(mine, question, subject=subject, learn=learn, min_similarity=min_similarity)
+            self._verbs.ask(
+                mine, question, subject=subject, learn=learn, min_similarity=min_similarity, explain=explain
+            )
         )
+
+    async def feedback(
+        self,
+        ctx: Context[Any, Any],
+        use_id: Annotated[str, Field(max_length=100, description="Of the answer, as `ask` returned it (use_...).")],
+        verdict: Verdict,
+        answer: RightAnswer = None,
+        namespace: Namespace = None,
+    ) -> FeedbackReport:
+        """Say whether an answer was right. The last word counts; what was wrong is learnt again."""
+        mine = self._mine(ctx, namespace)
+        return await _looked(lambda: self._verbs.feedback(mine, use_id, verdict, answer))
 
     async def recall(
         self,

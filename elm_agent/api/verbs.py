@@ -1,4 +1,4 @@
-"""What can be asked of an agent from outside: ask, recall, why, memories, jobs. No HTTP, no protocol of tools.
+"""What can be asked of an agent from outside: ask, recall, why, feedback, memories, jobs. Knows no protocol of the web.
 
 Whoever calls has checked that the namespace may be seen. Reading methods block and belong on a thread.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ from elm_agent.api.shapes import Answered, Found, Lineage, NamespaceShown
 from elm_agent.errors import NotFound
 from elm_agent.integrations.langgraph import RunContext, build_graph
 from elm_agent.memory.answering import check_question
-from elm_agent.records import JobRecord, JobState, MemoryRecord, MemoryState
+from elm_agent.memory.feedback import FeedbackReport
+from elm_agent.records import Feedback, JobRecord, JobState, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
 
 MOST_ASKED = 64  # questions answered at once, as many as the model's batch has rows by default
@@ -51,12 +52,13 @@ class Verbs:
         subject: str | None = None,
         learn: bool | None = None,
         min_similarity: float | None = None,
+        explain: bool = False,
     ) -> Answered:
         """One answer. None is as configured. Cancelled, its rows are freed. Raises as the graph, and ``Busy``."""
         async with self._turn():
             result = await self._graph.ainvoke(
                 {"question": question, "subject": subject},
-                context=_context(namespace, learn=learn, min_similarity=min_similarity),
+                context=_context(namespace, learn=learn, min_similarity=min_similarity, explain=explain),
             )
         return answered(result)
 
@@ -68,12 +70,14 @@ class Verbs:
         subject: str | None = None,
         learn: bool | None = None,
         min_similarity: float | None = None,
+        explain: bool = False,
     ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Events as they happen, pieces of text among them; the last is ``("answer", ...)``.
 
         Closed, it frees its rows. Raises as ``ask``.
         """
-        context = _context(namespace, learn=learn, min_similarity=min_similarity, pieces=True)
+        options = {"learn": learn, "min_similarity": min_similarity, "explain": explain}
+        context = _context(namespace, **options, pieces=True)
         events: asyncio.Queue[tuple[str, dict[str, Any]] | BaseException] = asyncio.Queue()
         async with self._turn():
             run = asyncio.create_task(self._run({"question": question, "subject": subject}, context, events))
@@ -113,6 +117,10 @@ class Verbs:
         finally:
             self._asked -= 1
 
+    def feedback(self, namespace: str, use_id: str, verdict: Feedback, answer: str | None) -> FeedbackReport:
+        """Note whether the answer of a use was right; see ``Runtime.feedback``. Raises as it does."""
+        return self._runtime.feedback(use_id, verdict, answer=answer, namespace=namespace)
+
     # --- looking -----------------------------------------------------------------------------------------
 
     def namespaces(self, holder: Holder) -> list[NamespaceShown]:
@@ -147,17 +155,21 @@ class Verbs:
         return found
 
     def why(self, namespace: str, memory_id: str, *, uses: int, rollouts: bool = False) -> Lineage:
-        """Where a memory comes from and what it did, its newest uses first. Raises ``NotFound``."""
-        episode = self._bank.episode(namespace, memory_id)
+        """Where a memory comes from and what it did for ``namespace``, its newest uses first. Raises ``NotFound``."""
+        memory = self.memory(namespace, memory_id)
+        episode = self._bank.episode(memory.namespace, memory_id)
         return Lineage(
-            memory=self._bank.memory(namespace, memory_id),
+            memory=memory,
             episode=episode if rollouts else replace(episode, rollouts=()),
             uses=self._bank.uses(namespace, memory_id, limit=uses),
-            events=self._bank.events(namespace, memory_id),
+            events=self._bank.events(memory.namespace, memory_id),
         )
 
     def memory(self, namespace: str, memory_id: str) -> MemoryRecord:
-        """Raises ``NotFound``."""
+        """One of the namespace, or of those it shares. Raises ``NotFound``."""
+        for shared in self._runtime.shared(namespace):
+            with suppress(NotFound):
+                return self._bank.memory(shared, memory_id)
         return self._bank.memory(namespace, memory_id)
 
     def memories(
@@ -194,7 +206,7 @@ class Verbs:
 
 def answered(result: Mapping[str, Any]) -> Answered:
     """The output of the graph as a shape."""
-    return Answered.model_validate({name: result[name] for name in Answered.model_fields})
+    return Answered.model_validate({name: result.get(name) for name in Answered.model_fields})
 
 
 def _context(namespace: str, **options: Any) -> RunContext:
