@@ -393,6 +393,17 @@ def open_runtime(
         )
 
 
+def open_model(settings: Settings, *, progress: Progress | None = None) -> LanguageModel:
+    """The model of ``settings`` alone, for looking at memories; the caller closes it.
+
+    Raises ``ModelUnavailable``, ``ModelError``.
+    """
+    with ExitStack() as opened:
+        model = _load_model(settings, opened, progress)
+        opened.pop_all()
+        return model
+
+
 def check_settings(settings: Settings) -> None:
     """Raise ``SettingsError`` for settings that are fine alone and make no sense together."""
     judge, worker = settings.verification, settings.worker

@@ -36,6 +36,7 @@ from elm_agent.cli import (
     packs,
     run,
     serve,
+    web,
     worker,
 )
 from elm_agent.cli.options import Shared, shared
@@ -172,6 +173,7 @@ app.command("run")(shared(run.run))
 app.command("worker")(shared(worker.worker))
 app.command("serve")(shared(serve.serve))
 app.command("mcp")(shared(serve.mcp))
+app.command("web")(shared(web.web))
 app.add_typer(jobs.app)
 app.add_typer(memories.app)
 app.command("maintain")(shared(maintain.maintain))

@@ -32,9 +32,16 @@ def log(
 ) -> None:
     """Show the events of the namespace, oldest first, in UTC. Times that are given are local, or name their zone."""
     out = options.output()
-    times = {"since": in_zone(since), "until": in_zone(until)}
     with opened_bank(options) as opened:
-        found = opened.bank.events(opened.namespace, memory, kind=kind, actor=actor, limit=limit, **times)
+        found = opened.bank.events(
+            opened.namespace,
+            memory,
+            kind=kind,
+            actor=actor,
+            since=in_zone(since),
+            until=in_zone(until),
+            limit=limit,
+        )
     if out.json:
         out.document(found)
     elif not found:

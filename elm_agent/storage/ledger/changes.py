@@ -81,7 +81,8 @@ def check_unchanged(memory: MemoryRow, expected: int | None) -> None:
     if expected is not None and memory.revision != expected:
         raise ChangedMeanwhile(
             f"memory {memory.id} was changed on {memory.updated_at:%Y-%m-%d %H:%M:%S} UTC, since you looked at it "
-            f"(revision {memory.revision}, yours was {expected}), and is {memory.state} now: nothing was done; look again"
+            f"(revision {memory.revision}, yours was {expected}), and is {memory.state} now: nothing was done; look "
+            "again"
         )
 
 
