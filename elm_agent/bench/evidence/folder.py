@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from elm_agent.bench.evidence.contract import FORMAT, GenerationLine, Item, StoredRun, TaskSet
 from elm_agent.bench.results import ResultsFile
@@ -23,6 +23,7 @@ RUN, ITEMS, LINES, WORK = "run.json", "items.jsonl", "generations.jsonl", "work"
 UNCOMPARED = frozenset({"environment", "methods", "seeds"})
 """Parts of run.json in which a run may differ from the one that it goes on with: more methods, more seeds."""
 
+T = TypeVar("T")
 Name = tuple[str, str, int, str, str | None, str, str | None]
 
 
@@ -124,11 +125,8 @@ def read_run(folder: Path) -> StoredRun:
     run = _read_json(folder / RUN)
     if run.get("format") != FORMAT:
         raise InputError(f"{folder / RUN} has format {run.get('format')!r}: this library reads {FORMAT}")
-    items = {}
-    for row in _objects(folder / ITEMS):
-        task = row.pop("task")
-        items[task, row["id"]] = Item(**row)
-    lines = tuple(GenerationLine.of_json(record) for record in _objects(folder / LINES))
+    items = dict(_objects(folder / ITEMS, _item))
+    lines = tuple(_objects(folder / LINES, GenerationLine.of_json))
     return StoredRun(folder=folder, run=run, items=items, lines=lines)
 
 
@@ -181,17 +179,23 @@ def _read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    """Each whole line; what stands after the last line end is still being written, or torn."""
+def _item(row: dict[str, Any]) -> tuple[tuple[str, str], Item]:
+    task = row.pop("task")
+    return (task, row["id"]), Item(**row)
+
+
+def _objects(file: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """What ``make`` makes of each whole line; what stands after the last line end is being written, or torn."""
     try:
         *whole, _ = file.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from None
     for number, line in enumerate(whole, 1):
         try:
-            yield json.loads(line)
-        except ValueError:
-            raise InputError(f"line {number} of {file} is not JSON: the folder is damaged") from None
+            yield make(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = " ".join(str(error).split())[:100]
+            raise InputError(f"line {number} of {file} is no line of a run ({why}): the folder is damaged") from None
 
 
 def _pretty(value: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from elm_agent.bench.evidence import report_bank, report_tables
 from elm_agent.bench.evidence.contract import Protocols
@@ -72,6 +73,7 @@ def html(report: Report, parts: Sequence[Part]) -> str:
     environment = Environment(
         loader=PackageLoader("elm_agent.bench.evidence", "."),
         autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else plain(value),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -11,7 +11,7 @@ from elm_agent.bench.evidence.contract import Phase
 from elm_agent.bench.evidence.figures import TaskFigures
 from elm_agent.bench.evidence.lines import ZERO_SHOT, Key, Lines, candidate_right, grouped, key_of, verdicts
 from elm_agent.bench.evidence.matrix import OfflineFigures
-from elm_agent.bench.evidence.report_section import Picture, Section, percent, points
+from elm_agent.bench.evidence.report_section import Picture, Section, percent, plain, points
 from elm_agent.bench.evidence.report_series import Band, bank_map, rank_curves, reward_curves, stream_curves
 
 Draw = Callable[[Figure], None]
@@ -143,6 +143,7 @@ class Plots:
         self, draw: Draw, alt: str, caption: str | None = None, height: float = 3.0, labels: int = 0
     ) -> Picture:
         self._count += 1
+        alt = plain(alt)
         made = pictures.svg(draw, name=f"plot{self._count}", text=alt, height=height, labels=labels)
         return Picture(svg=made, alt=alt, caption=caption or alt)
 
