@@ -16,6 +16,7 @@ from elm_agent.errors import NotFound
 from elm_agent.protocols import IndexEntry, KeyIndex, TensorStore, Trained
 from elm_agent.records import (
     EventKind,
+    Feedback,
     JobRecord,
     KeyKind,
     MemoryRecord,
@@ -144,6 +145,10 @@ PROBES: dict[str, Callable[[Asked], Any]] = {
     "Bank.record_use": lambda a: a.bank.record_use(use(a.name, a.id, "probe")),
     "Bank.record_use abroad": lambda a: a.bank.record_use(use(a.name, a.id, "probe", home=OTHER)),
     "Bank.settle_use": lambda a: a.bank.settle_use(a.name, a.use_id, UseOutcome.BROKEN),
+    "Bank.use": lambda a: a.bank.use(a.name, a.use_id),
+    "Bank.note_feedback": lambda a: a.bank.note_feedback(a.name, a.use_id, Feedback.WRONG, answer="mine"),
+    "Bank.posteriors": lambda a: list(a.bank.posteriors(a.name, [(a.name, a.id)]).values()),
+    "Bank.posteriors abroad": lambda a: a.bank.posteriors(a.name, [(OTHER, a.id)]),
     "Bank.nearest": _nearest,
     "Bank.nearest shared": lambda a: _nearest(a, shared=[OTHER]),
     "Bank.scrub_indexes": lambda a: a.bank.scrub_indexes(a.name),

@@ -10,7 +10,7 @@ from bank_helpers import MODEL, RECIPE, Learn, unit
 
 from elm_agent.bench.filling import use_of
 from elm_agent.errors import ElmError
-from elm_agent.records import EventKind, KeyKind, MemoryState, UseOutcome, UseRecord
+from elm_agent.records import EventKind, Feedback, KeyKind, MemoryState, UseOutcome, UseRecord
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.packs.transfer import export_pack, import_pack
@@ -48,6 +48,8 @@ def calls_of(bank: Bank, known: str, folder: Path) -> dict[str, Call]:
         "record": lambda n: bank.record_use(use(known, namespace=n)),
         "record shared": lambda n: bank.record_use(use(known, memory_namespace=n)),
         "settle": lambda n: bank.settle_use(n, "u", UseOutcome.FIXED),
+        "feedback": lambda n: bank.note_feedback(n, "u", Feedback.RIGHT),
+        "worth": lambda n: bank.posteriors(n, [(n, known)]),
         "purge": lambda n: bank.purge(n, [known], actor="x", reason=None),
         "forget": lambda n: bank.forget_subject("s", namespace=n, actor="x"),
         "verify": lambda n: chain.verify(bank.database, n),
@@ -68,6 +70,8 @@ def calls_of(bank: Bank, known: str, folder: Path) -> dict[str, Call]:
         "pin id": lambda n: bank.pin("default", n, True, actor="x"),
         "transition id": lambda n: bank.transition("default", n, active, actor="x", reason=None),
         "use id": lambda n: bank.settle_use("default", n, UseOutcome.FIXED),
+        "feedback id": lambda n: bank.note_feedback("default", n, Feedback.WRONG, answer=n),
+        "worth of": lambda n: bank.posteriors("default", [("default", n)]),
         "use of": lambda n: bank.record_use(use(n)),
         "purge id": lambda n: bank.purge("default", [n], actor="x", reason=n),
         "job id": lambda n: jobs.cancel("default", n),

@@ -20,8 +20,9 @@ from sqlalchemy import event
 from elm_agent.bench.filling import use_of
 from elm_agent.memory.eviction import Rules
 from elm_agent.memory.maintain import maintain
-from elm_agent.records import KeyKind, UseOutcome
+from elm_agent.records import Feedback, KeyKind, UseOutcome
 from elm_agent.storage.bank import Bank
+from elm_agent.storage.posterior import HarmRule, Weights
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.tensors.local import LocalTensors
 
@@ -69,6 +70,8 @@ def answer(bank: Bank) -> None:
     use = use_of("default", hit.memory_id)
     bank.record_use(use)
     bank.settle_use("default", use.id, UseOutcome.FIXED)
+    bank.note_feedback("default", use.id, Feedback.WRONG)
+    bank.posteriors("default", [("default", hit.memory_id)])
 
 
 def learn_one(bank: Bank) -> None:
@@ -89,7 +92,8 @@ def open_again(bank: Bank) -> None:
 @pytest.mark.parametrize("work", [answer, learn_one, open_again, keep_up])
 def test_no_whole_table_is_read(tmp_path: Path, work: Callable[[Bank], None]) -> None:
     file = tmp_path / "bank.sqlite"
-    bank = Bank(Database.open(f"sqlite:///{file}"), LocalTensors(tmp_path / "tensors"), index="exact")
+    rule = HarmRule(probability=0.9, uses=1, weights=Weights())
+    bank = Bank(Database.open(f"sqlite:///{file}"), LocalTensors(tmp_path / "tensors"), index="exact", harm=rule)
     bank.bind("default", MODEL)
     learn = learner(bank)
     for n in range(5):
