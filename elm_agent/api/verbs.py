@@ -1,4 +1,4 @@
-"""What can be asked of an agent from outside: ask, recall, why, feedback, memories, jobs. Knows no protocol of the web.
+"""What can be asked of an agent from outside: ask, recall, why, feedback, memories, jobs. Knows no protocol.
 
 Whoever calls has checked that the namespace may be seen. Reading methods block and belong on a thread.
 """

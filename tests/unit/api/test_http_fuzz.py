@@ -1,0 +1,52 @@
+"""Questions to the API made from its own description: whatever they are, the server does not fail.
+
+ELM_TEST_API_CASES: how many for each operation, some by default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from elm_agent import open_runtime
+from elm_agent.api.http import make_app
+from elm_agent.testing.doubles import FakeModel, FakeTrainer
+
+CASES = int(os.environ.get("ELM_TEST_API_CASES", "6"))
+CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    home = tmp_path_factory.mktemp("fuzzed")
+    with open_runtime(
+        model=FakeModel(), trainer=FakeTrainer(), home=home, index="exact", worker={"mode": "external"}
+    ) as runtime:
+        yield schemathesis.openapi.from_asgi("/openapi.json", make_app(runtime))
+
+
+api = schemathesis.pytest.from_fixture("described")
+
+
+@api.parametrize()
+@settings(
+    max_examples=CASES,
+    deadline=None,
+    database=None,
+    derandomize=CASES <= 6,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+def test_no_question_is_too_strange(case: Any) -> None:
+    case.call_and_validate(checks=CHECKS)
