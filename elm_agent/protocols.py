@@ -50,6 +50,16 @@ LEARN_STEPS = (
 """Every place at which a crash is tested: before and after each, nothing acknowledged is lost."""
 
 
+ANSWER_STEPS = (
+    "answer.retrieved",  # memory_id, memory_namespace, similarity, memory_failed
+    "answer.generated",  # once for each candidate; source, failed, tokens, finished, memory_id
+    "answer.routed",  # route
+    "answer.noted",  # use_id, job_id
+    "answer.failed",  # node, reason: there is no answer, or nobody waits for it any more
+)
+"""Told while a question is answered, with its ``answer_id``, ``namespace`` and the ``seconds`` that the step took."""
+
+
 class Task(Protocol):
     """A kind of question: how to ask it and how to compare answers. Pure; safe from any thread."""
 

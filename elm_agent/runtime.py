@@ -52,6 +52,8 @@ class Runtime:
     trainer: Trainer
     runner: JobRunner
     recipe: Recipe
+    observe: Observer | None
+    _telemetry: Observer | None = field(repr=False)
     _trainer_for: Callable[[str], Trainer] = field(repr=False)
     _tasks: frozenset[str] = field(repr=False)
     _concurrency: int = field(repr=False)
@@ -80,7 +82,8 @@ class Runtime:
         ``concurrency``: as in the settings by default, and 1 with a trainer of your own.
         """
         together = concurrency or self._concurrency
-        return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, together, observe)
+        tell = _both(self._telemetry, observe)
+        return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, together, tell)
 
     @property
     def ranking(self) -> Ranking:
@@ -346,7 +349,8 @@ def open_runtime(
         model, task: a name, as in the settings, or an object of your own.
         verifier: an object, or a function ``(question, candidate) -> float``; the built-in ones are settings.
         trainer: needed with a model object that is not a ``LocalModel``.
-        observe: told every step of learning in this process (see ``Worker``); workers on Ray are other processes.
+        observe: told every step of answering (``ANSWER_STEPS``) and of learning (see ``Worker``) in this process;
+            workers on Ray are other processes.
         progress: told how far the download of a model has come.
         owns_index, encryption_key: see ``open_bank``.
 
@@ -362,6 +366,8 @@ def open_runtime(
     check_settings(settings)
     _check_ray(settings, model=model, task=task, trainer=trainer, encryption_key=encryption_key)
     with ExitStack() as opened:  # what is open when something fails is closed again
+        telemetry = _telemetry(settings, opened)
+        observe = _both(telemetry, observe)
         bank = open_bank(settings, owns_index=owns_index, encryption_key=encryption_key)
         opened.callback(bank.close)
         if model is None or isinstance(model, str):
@@ -385,6 +391,8 @@ def open_runtime(
             trainer=trainer_for(task.name),
             runner=runner,
             recipe=settings.learning.recipe(),
+            observe=observe,
+            _telemetry=telemetry,
             _trainer_for=trainer_for,
             _tasks=tasks,
             _concurrency=together,
@@ -433,6 +441,14 @@ def check_settings(settings: Settings) -> None:
             f"engine 'vllm' reads embeddings alone, and learning.parameterisation is "
             f"{settings.learning.parameterisation!r}: set one of them to its default"
         )
+    sent = settings.telemetry
+    if (sent.mode == "otlp") is not (sent.endpoint is not None):
+        raise SettingsError(
+            f"telemetry.mode is {sent.mode!r} and telemetry.endpoint is {sent.endpoint!r:.80}: set both, 'otlp' and "
+            "the collector's URL, or leave the endpoint out"
+        )
+    if sent.endpoint is not None and not sent.endpoint.startswith(("http://", "https://")):
+        raise SettingsError(f"telemetry.endpoint is {sent.endpoint[:80]!r}: expected http://HOST:PORT of a collector")
     if settings.ray.min_actors > settings.ray.max_actors:
         raise SettingsError(
             f"ray.min_actors ({settings.ray.min_actors}) is more than ray.max_actors ({settings.ray.max_actors})"
@@ -644,6 +660,31 @@ def _worker(
         upkeep=None if every is None else Scheduled(lambda: maintain_bank(bank, settings, actor="worker"), every),
         observe=observe,
     )
+
+
+def _telemetry(settings: Settings, opened: ExitStack) -> Observer | None:
+    """None where nothing is to be told, and then nothing is loaded."""
+    chosen = settings.telemetry
+    if chosen.mode == "off":
+        return None
+    from elm_agent.telemetry import Telemetry, exporting
+
+    if chosen.endpoint is None:
+        return Telemetry()
+    telemetry, close = exporting(chosen.endpoint, every_seconds=chosen.every_seconds)
+    opened.callback(close)
+    return telemetry
+
+
+def _both(first: Observer | None, second: Observer | None) -> Observer | None:
+    if first is None or second is None:
+        return first or second
+
+    def tell(name: str, detail: dict[str, Any]) -> None:
+        first(name, detail)
+        second(name, detail)
+
+    return tell
 
 
 def _runner(settings: Settings, worker: Worker) -> JobRunner:

@@ -248,6 +248,16 @@ class RaySettings(_Section):
     dashboard: bool = Field(False, description="start Ray's dashboard with a cluster on this machine")
 
 
+class TelemetrySettings(_Section):
+    """Spans and metrics of answering and learning, for OpenTelemetry. Texts are never sent."""
+
+    mode: Literal["off", "global", "otlp"] = Field(
+        "off", description="off; to the providers that the application has set; or to a collector at `endpoint`"
+    )
+    endpoint: str | None = Field(None, description="base URL of an OTLP collector, such as http://localhost:4318")
+    every_seconds: float = Field(15.0, gt=0, description="how often metrics are sent")
+
+
 class Settings(BaseSettings):
     """Everything a runtime needs to know. ``Settings()`` is the embedded default: no server, key or GPU."""
 
@@ -264,7 +274,8 @@ class Settings(BaseSettings):
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; None: all cores")
     pack: bool = Field(
-        True, description="float32 on a CPU: a second copy of the weights, packed for decoding, which is twice as quick"
+        True,
+        description="float32 on a CPU: a second copy of the weights, packed for decoding, which is twice as quick",
     )
     cache_dir: Path | None = Field(None, description="downloaded models; None: the user cache folder")
     offline: bool = Field(False, description="never use the network, not even for `model`")
@@ -315,6 +326,7 @@ class Settings(BaseSettings):
     eviction: EvictionSettings = EvictionSettings()
     ray: RaySettings = RaySettings()
     vllm: VllmSettings = VllmSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @field_validator("*")
     @classmethod

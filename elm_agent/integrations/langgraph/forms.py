@@ -16,6 +16,7 @@ from elm_agent.integrations.langgraph import nodes
 from elm_agent.integrations.langgraph.nodes import Update
 from elm_agent.integrations.langgraph.state import State
 from elm_agent.integrations.langgraph.waiting import afinished, begun_row, finished
+from elm_agent.integrations.langgraph.watching import watched
 from elm_agent.protocols import RowStream
 from elm_agent.records import Generation
 from elm_agent.runtime import Runtime
@@ -37,7 +38,8 @@ def make_nodes(runtime: Runtime | Callable[[], Runtime]) -> dict[str, Node]:
 
 def _simple(get: Callable[[], Runtime], function: Callable[[Runtime, State], Update]) -> Node:
     def run(state: State) -> Update:
-        return function(get(), state)
+        with watched(get(), function.__name__, state) as done:
+            return done(function(get(), state))
 
     async def arun(state: State) -> Update:
         return await asyncio.to_thread(run, state)
@@ -53,11 +55,13 @@ def _generation_zero_shot(get: Callable[[], Runtime]) -> Node:
         return nodes.end_zero_shot(get(), generation)
 
     def generate(state: State) -> Update:
-        return end(finished(begin(state), nodes.piece_teller("zero_shot")))
+        with watched(get(), "generate_zero_shot", state) as done:
+            return done(end(finished(begin(state), nodes.piece_teller("zero_shot"))))
 
     async def agenerate(state: State) -> Update:
-        begun = await begun_row(partial(begin, state))
-        return await asyncio.to_thread(end, await afinished(begun, nodes.piece_teller("zero_shot")))
+        with watched(await asyncio.to_thread(get), "generate_zero_shot", state) as done:
+            begun = await begun_row(partial(begin, state))
+            return done(await asyncio.to_thread(end, await afinished(begun, nodes.piece_teller("zero_shot"))))
 
     return RunnableLambda(generate, afunc=agenerate, name="generate_zero_shot")
 
@@ -70,16 +74,19 @@ def _generation_with_memory(get: Callable[[], Runtime]) -> Node:
         return nodes.end_with_memory(get(), state, generation)
 
     def generate(state: State) -> Update:
-        try:
-            return end(state, finished(begin(state), nodes.piece_teller("memory")))
-        except Exception as error:  # noqa: BLE001 - recorded as the reason
-            return nodes.fail_with_memory(error)
+        with watched(get(), "generate_with_memory", state) as done:
+            try:
+                return done(end(state, finished(begin(state), nodes.piece_teller("memory"))))
+            except Exception as error:  # noqa: BLE001 - recorded as the reason
+                return done(nodes.fail_with_memory(error))
 
     async def agenerate(state: State) -> Update:
-        try:
-            begun = await begun_row(partial(begin, state))
-            return await asyncio.to_thread(end, state, await afinished(begun, nodes.piece_teller("memory")))
-        except Exception as error:  # noqa: BLE001 - recorded as the reason
-            return nodes.fail_with_memory(error)
+        with watched(await asyncio.to_thread(get), "generate_with_memory", state) as done:
+            try:
+                begun = await begun_row(partial(begin, state))
+                text = await afinished(begun, nodes.piece_teller("memory"))
+                return done(await asyncio.to_thread(end, state, text))
+            except Exception as error:  # noqa: BLE001 - recorded as the reason
+                return done(nodes.fail_with_memory(error))
 
     return RunnableLambda(generate, afunc=agenerate, name="generate_with_memory")

@@ -43,6 +43,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
     options = resolve_options(context, runtime.settings, subject=state.get("subject"))
     update: Update = {
         "options": options,
+        "answer_id": new_id("ans"),
         "memory_id": None,
         "memory_namespace": None,
         "similarity": None,

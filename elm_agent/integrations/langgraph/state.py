@@ -89,6 +89,7 @@ class State(Question, Answer):
     """Everything the nodes tell each other."""
 
     options: Options
+    answer_id: NotRequired[str]  # of the run, for observers
     memory_failed: bool
     memory_note: str | None  # why there is no memory, or what was passed over to find this one
     memory_candidate: CandidateState | None
