@@ -37,11 +37,14 @@ class _HeadLogprobs(torch.autograd.Function):
         for first in range(0, hidden_NE.shape[0], size):
             part = slice(first, first + size)
             logits_NV = hidden_NE[part] @ weight_VE.t()
-            wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
-            logprobs_NV = wide_NV.log_softmax(dim=-1)
-            chunks.append(logprobs_NV.gather(-1, tokens_N[part, None])[:, 0])
+            wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).div_(temperature)
+            wide_NV -= wide_NV.amax(dim=-1, keepdim=True)
+            chosen_N = wide_NV.gather(-1, tokens_N[part, None])[:, 0]
+            wide_NV.exp_()  # in place, all of it: this is as large as memory allows
+            total_N = wide_NV.sum(dim=-1)
+            chunks.append(chosen_N - total_N.log())
             if slope_NE is not None:
-                expected_NE = logprobs_NV.exp_().to(weight_VE.dtype) @ weight_VE
+                expected_NE = (wide_NV.to(weight_VE.dtype) @ weight_VE) / total_N[:, None].to(weight_VE.dtype)
                 slope_NE[part] = (weight_VE[tokens_N[part]] - expected_NE) / temperature
         if slope_NE is not None:
             ctx.save_for_backward(slope_NE)

@@ -39,7 +39,7 @@ from elm_agent.training.checks import (
 from elm_agent.training.judging import judge
 from elm_agent.training.objectives import Objective, objective_of, settled
 from elm_agent.training.parameterisations import Learning, parameterisation_of
-from elm_agent.training.update import TOKEN_BUDGET, Pull
+from elm_agent.training.update import CPU_TOKEN_BUDGET, TOKEN_BUDGET, Pull
 
 
 class GrpoTrainer:
@@ -230,7 +230,8 @@ def _pull(
 ) -> Pull:
     """``objective.pull``, and where memory runs out again in smaller micro-batches: the sum is the same."""
     longest = max(len(row.tokens) for row in rows)
-    budget = min(TOKEN_BUDGET, longest * len(rows))
+    usual = CPU_TOKEN_BUDGET if memory.network.device.type == "cpu" else TOKEN_BUDGET
+    budget = min(usual, longest * len(rows))
     while True:
         try:
             return objective.pull(

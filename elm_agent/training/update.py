@@ -18,7 +18,9 @@ from elm_agent.records import Recipe
 from elm_agent.training import numerics
 
 TOKEN_BUDGET = 1024
-"""Completion positions of a micro-batch: more take memory and no less time."""
+"""Completion positions of a micro-batch."""
+CPU_TOKEN_BUDGET = 256
+"""On a CPU: more take memory and no less time (docs/LOG.md)."""
 
 PartLoss = Callable[[list[int], torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """From (indices of rows, tokens (B, T), mask (B, T), log-probabilities (B, T)) to the part's share of the loss."""
