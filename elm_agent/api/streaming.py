@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -11,12 +11,11 @@ from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 
 from elm_agent.api.failures import told
+from elm_agent.api.verbs import WAITING, Event
 
-Event = tuple[str, dict[str, Any]]
 Made = TypeVar("Made")
 
-PING_SECONDS = 15.0  # of silence, after which proxies may take a connection for dead
-_PING = b": still answering\n\n"
+_STILL = b": still answering\n\n"
 
 
 class Gone(Exception):
@@ -40,43 +39,36 @@ async def while_there(request: Request, work: Awaitable[Made]) -> Made:
 
 async def event_stream(events: AsyncGenerator[Event, None]) -> StreamingResponse:
     """A response of these events. What is raised before the first of them is raised here; later it is an event."""
-    first = await anext(events)
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return _Events(_written(first, events), media_type="text/event-stream", headers=headers)
+    first = WAITING
+    while first is WAITING:
+        first = await anext(events)
+    return _Events(first, events)
 
 
 class _Events(StreamingResponse):
-    """Closes its events however it ends: a client that goes away leaves them half read."""
+    """Closes its events however it ends: a client that goes away leaves them half read, or not read at all."""
+
+    def __init__(self, first: Event, events: AsyncGenerator[Event, None]) -> None:
+        self._events = events
+        self._written = _written(first, events)
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(self._written, media_type="text/event-stream", headers=headers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if isinstance(self.body_iterator, AsyncGenerator):
-                await self.body_iterator.aclose()
+            await self._written.aclose()
+            await self._events.aclose()
 
 
-async def _written(first: Event, events: AsyncGenerator[Event, None]) -> AsyncIterator[bytes]:
+async def _written(first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
     yield as_event(*first)
-    coming: asyncio.Future[Event] | None = None
     try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({coming}, timeout=PING_SECONDS)
-            if not done:
-                yield _PING
-                continue
-            event, coming = coming.result(), None
-            yield as_event(*event)
-    except StopAsyncIteration:
-        return
+        async for event in events:
+            yield _STILL if event is WAITING else as_event(*event)
     except Exception as error:  # noqa: BLE001 - the status is sent: this is the way left to say it
         yield as_event("error", told(error))
-    finally:
-        if coming is not None:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
-        await events.aclose()
 
 
 def as_event(name: str, detail: Any) -> bytes:

@@ -21,6 +21,9 @@ from elm_agent.memory.feedback import FeedbackReport
 from elm_agent.records import Feedback, JobRecord, JobState, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
 
+Event = tuple[str, dict[str, Any]]
+WAITING: Event = ("waiting", {})
+SILENT_SECONDS = 15.0  # after which a proxy may take a connection for dead
 MOST_ASKED = 64  # questions answered at once, as many as the model's batch has rows by default
 
 
@@ -71,19 +74,23 @@ class Verbs:
         learn: bool | None = None,
         min_similarity: float | None = None,
         explain: bool = False,
-    ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+    ) -> AsyncGenerator[Event, None]:
         """Events as they happen, pieces of text among them; the last is ``("answer", ...)``.
 
+        ``WAITING`` comes after every ``SILENT_SECONDS`` in which nothing happened.
         Closed, it frees its rows. Raises as ``ask``.
         """
         options = {"learn": learn, "min_similarity": min_similarity, "explain": explain}
         context = _context(namespace, **options, pieces=True)
-        events: asyncio.Queue[tuple[str, dict[str, Any]] | BaseException] = asyncio.Queue()
+        events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         async with self._turn():
             run = asyncio.create_task(self._run({"question": question, "subject": subject}, context, events))
             try:
                 while True:
-                    event = await events.get()
+                    try:
+                        event = await asyncio.wait_for(events.get(), SILENT_SECONDS)
+                    except TimeoutError:
+                        event = WAITING
                     if isinstance(event, BaseException):
                         raise event
                     yield event
