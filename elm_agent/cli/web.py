@@ -66,7 +66,7 @@ def web(
 
         def started() -> None:
             if out.json:
-                out.event("web.listening", {"url": where})
+                out.event("serving", {"url": where})
             out.note(f"the page is at {where}; Ctrl-C stops")
             if open_:
                 webbrowser.open(where)

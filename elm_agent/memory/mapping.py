@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
 
 _BLOCK = 8  # directions that are looked for together, so that the first two settle quickly
-_ROUNDS = 24
+_ROUNDS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

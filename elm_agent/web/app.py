@@ -155,4 +155,14 @@ def _said(error: Exception) -> tuple[int, str]:
 def _failure(desk: Desk, request: Request, status: int, sentence: str) -> Response:
     if request.url.path.endswith(".json"):
         return JSONResponse({"problem": sentence}, status_code=status)
-    return desk.page(request, "problem.html", code=status, sentence=sentence)
+    return desk.page(request, "problem.html", code=status, sentence=sentence, onward=_onward(request, status))
+
+
+def _onward(request: Request, status: int) -> str:
+    """Where to go from a failure: to what a form was about, to the page itself, or to the first one."""
+    path = "/" + request.url.path.lstrip("/")  # two slashes would lead to another host
+    if request.method == "POST":
+        return path.rpartition("/")[0] or "/"
+    if status != 403:
+        return "/"
+    return f"{path}?{request.url.query}" if request.url.query else path

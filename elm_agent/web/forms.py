@@ -76,7 +76,11 @@ def number(fields: dict[str, str], name: str) -> int | None:
 
 def identifier(request: Request, name: str) -> str:
     """An id in the path. Raises ``NotFound`` for what never was one."""
-    value = str(request.path_params[name])
+    return known(str(request.path_params[name]), name.removesuffix("_id"))
+
+
+def known(value: str, what: str) -> str:
+    """``value``, if it may be an id. Raises ``NotFound``."""
     if not _ID.fullmatch(value):
-        raise NotFound(f"there is no {name.replace('_id', '')} {value[:80]!r}")
+        raise NotFound(f"there is no {what} {value[:80]!r}")
     return value

@@ -84,7 +84,7 @@ class Guard:
         if scope["path"].startswith(FREE):
             return None
         if not known and _from_elsewhere(headers):  # the browser keeps a strict cookie back; another click brings it
-            return self._refuse(scope, 403, "another site led here: follow the link below to come in by yourself")
+            return self._refuse(scope, 403, "another site led here: follow the link below to come in")
         if session.holder is None:
             if scope["method"] in UNSAFE or scope["path"].endswith(".json"):
                 return self._refuse(scope, 403, "sign in first: your session is over or was never one")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from elm_agent.api.access import Holder
-from elm_agent.errors import InputError, NotFound
+from elm_agent.errors import InputError, NotFound, SettingsError
+from elm_agent.settings import check_namespace
 from elm_agent.storage.bank import Bank, NamespaceInfo
 
 
@@ -26,10 +27,10 @@ class Walls:
     def namespace(self, bank: Bank, holder: Holder, name: str) -> NamespaceInfo:
         """Raises ``NotFound``, with the same words for one that may not be seen and one that is not there."""
         try:
-            if self.shows(holder, name):
+            if self.shows(holder, check_namespace(name)):
                 return bank.namespace(name)
-        except NotFound:
-            pass  # said below
+        except (NotFound, SettingsError):
+            pass  # said below, in the same words
         raise NotFound(f"there is no namespace {name[:100]!r} here: the first page shows all")
 
     def namespaces(self, bank: Bank, holder: Holder) -> list[NamespaceInfo]:

@@ -49,14 +49,14 @@ class Flow:
 def flow(database: Database, namespace: str, *, most: int = MOST, pieces: int = PIECES) -> Flow:
     """Of the newest ``most`` uses that the namespace made. Raises ``NotFound`` for an unknown namespace."""
     of_namespace = UseRow.namespace == namespace
-    newest = select(UseRow.route, UseRow.outcome, UseRow.created_at).where(of_namespace)
+    newest = select(UseRow.id, UseRow.route, UseRow.outcome, UseRow.created_at).where(of_namespace)
     newest = newest.order_by(UseRow.created_at.desc(), UseRow.id.desc()).limit(most)
     with database.read() as session:
         revision_of(session, namespace)
         some = select(UseRow.id).where(of_namespace).order_by(UseRow.created_at.desc(), UseRow.id.desc())
         count = session.execute(select(func.count()).select_from(some.limit(most + 1).subquery())).scalar_one()
         uses = newest.subquery()
-        place = func.row_number().over(order_by=uses.c.created_at.desc()) - 1
+        place = func.row_number().over(order_by=(uses.c.created_at.desc(), uses.c.id.desc())) - 1
         numbered = select(place.label("place"), uses).subquery()
         size = max(1, -(-min(count, most) // pieces))
         piece = (numbered.c.place - numbered.c.place % size).label("piece")

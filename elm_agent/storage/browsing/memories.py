@@ -7,6 +7,7 @@ by the database: they are opened a piece at a time, and a search that has looked
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from elm_agent.storage.vault.base import PlainVault, Vault
 SIZE = 50
 _PIECE = 2000  # sealed questions that are opened between two looks at the clock
 _SECONDS = 0.1
+_DIGITS = 18
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Order(StrEnum):
@@ -108,21 +111,13 @@ def browse(
     with database.read() as session:
         revision_of(session, namespace)
         found, last, looked = walk.take(session, place, size + 1, time.monotonic() + seconds)
-        more = len(found) > size
-        found = found[:size][::-1] if walk.backwards else found[:size]
-        lines = _lines(session, namespace, [memory_id for _, memory_id in found], vault)
-    there, back = (found[-1], found[0]) if found else (last, last)
-    if looked is not None and not more:
-        there = back = last
-    onward, homeward = more or looked is not None, place is not None
-    if walk.backwards:
-        onward, homeward = homeward, onward
-    return MemoryPage(
-        lines=lines,
-        after=walk.name(there) if onward and there is not None else None,
-        before=walk.name(back) if homeward and back is not None else None,
-        looked=looked,
-    )
+        more, found = len(found) > size, found[:size]
+        ids = [memory_id for _, memory_id in (reversed(found) if walk.backwards else found)]
+        lines = _lines(session, namespace, ids, vault)
+    far = last if looked is not None else found[-1] if more else None  # as the walk goes
+    near = None if place is None else found[0] if found else place
+    next_one, previous = (near, far) if walk.backwards else (far, near)
+    return MemoryPage(lines=lines, after=walk.name(next_one), before=walk.name(previous), looked=looked)
 
 
 def state_counts(database: Database, namespace: str) -> dict[MemoryState, int]:
@@ -205,14 +200,14 @@ class _Walk:
         """Raises ``InputError`` for what ``name`` never made."""
         value, separator, memory_id = text.partition("~")
         try:
-            if not separator or not memory_id.isascii():
+            if not separator or not _ID.fullmatch(memory_id):
                 raise ValueError
             return self._read(value), memory_id
         except (ValueError, OverflowError):
             raise InputError(f"{text[:80]!r} is no place in this order: begin at the first page") from None
 
-    def name(self, place: _Place) -> str:
-        return f"{self._show(place[0])}~{place[1]}"
+    def name(self, place: _Place | None) -> str | None:
+        return None if place is None else f"{self._show(place[0])}~{place[1]}"
 
 
 def _conditions(namespace: str, wanted: Wanted, *, search: bool) -> Iterator[ColumnElement[bool]]:
@@ -249,6 +244,12 @@ _COUNTED: dict[Order, tuple[ColumnElement[bool], ...]] = {
 }
 
 
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS:  # no database counts further
+        raise ValueError
+    return int(text)
+
+
 def _moment(text: str) -> datetime:
     return datetime.fromtimestamp(int(text[:-6] or "0"), UTC).replace(microsecond=int(text[-6:]))
 
@@ -260,9 +261,9 @@ def _microseconds(moment: datetime) -> str:
 _SORTED: dict[Order, tuple[Any, Callable[[str], Any], Callable[[Any], str], bool]] = {
     Order.NEWEST: (MemoryRow.created_at, _moment, _microseconds, True),
     Order.OLDEST: (MemoryRow.created_at, _moment, _microseconds, False),
-    Order.CHANGED: (EventRow.revision, int, str, True),
+    Order.CHANGED: (EventRow.revision, _whole, str, True),
     Order.BEST_VOTES: (MemoryRow.final_vote_share, float, repr, True),
     Order.WORST_VOTES: (MemoryRow.final_vote_share, float, repr, False),
-    **dict.fromkeys(_COUNTED, (None, int, str, True)),
+    **dict.fromkeys(_COUNTED, (None, _whole, str, True)),
 }
 """What each order goes by, how a place in it is read and written, and whether the highest comes first."""

@@ -41,7 +41,7 @@ def look(desk: Desk, request: Request) -> Response:
     info = desk.namespace(request)
     query = dict(request.query_params)
     if query.get("job"):
-        found = [desk.bank.jobs.get(info.name, query["job"])]
+        found = [desk.bank.jobs.get(info.name, forms.known(query["job"], "job"))]
     else:
         found, _ = _page(desk, info, query, forms.choice(query, "state", JobState))
     unfinished = desk.bank.jobs.unfinished(info.name)
@@ -125,9 +125,10 @@ def _page(
 
 def _place(text: str) -> tuple[datetime, str]:
     moment, separator, job_id = text.partition("~")
-    if not (separator and moment.isascii() and moment.isdecimal() and 7 <= len(moment) <= 17 and job_id.isascii()):
-        raise InputError(f"{text[:80]!r} is no place among jobs: begin at the first page")
     try:
-        return datetime.fromtimestamp(int(moment[:-6]), UTC).replace(microsecond=int(moment[-6:])), job_id
-    except (ValueError, OverflowError, OSError):
+        if not (separator and moment.isascii() and moment.isdecimal() and 7 <= len(moment) <= 17):
+            raise ValueError
+        when_made = datetime.fromtimestamp(int(moment[:-6]), UTC).replace(microsecond=int(moment[-6:]))
+        return when_made, forms.known(job_id, "job")
+    except (ValueError, OverflowError, NotFound):
         raise InputError(f"{text[:80]!r} is no place among jobs: begin at the first page") from None

@@ -49,11 +49,13 @@ def show(desk: Desk, request: Request) -> Response:
     )
     asked: dict[str, Any] = {"text": words, "state": state, "order": query.get("order"), "task": wanted.task}
     asked["pinned"] = query.get("pinned")
+    far = {"before": page.before} if query.get("before") else {"after": page.after}
     return desk.page(
         request,
         "memories.html",
         namespace=info,
         page=page,
+        onward=url("n", info.name, "memories", **asked, **far),
         wanted=wanted,
         order=order,
         orders=ORDERS,

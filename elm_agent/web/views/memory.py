@@ -55,6 +55,7 @@ def show(desk: Desk, request: Request) -> Response:
         failed=sum(rollout.failure is not None for rollout in episode.rollouts),
         curve=_curve(episode),
         uses=bank.uses(info.name, memory_id, limit=USES),
+        worth=bank.posteriors(info.name, [(info.name, memory_id)])[info.name, memory_id],
         events=events[::-1],
         undo=undo_of(memory, events),
         safe_until=_safe_until(memory, desk.undo_days),
@@ -83,11 +84,11 @@ def change(desk: Desk, request: Request, fields: dict[str, str]) -> Response:
 
 
 def actions_of(memory: MemoryRecord) -> list[str]:
-    """What can be done with it as it is."""
-    possible = [] if memory.pinned or memory.state is MemoryState.RETIRED else ["evict"]
+    """What can be done with it as it is; first what does no harm, for Enter in a field presses the first button."""
+    possible = ["unpin" if memory.pinned else "pin"]
+    possible += [] if memory.pinned or memory.state is MemoryState.RETIRED else ["evict"]
     possible += [] if memory.state is MemoryState.QUARANTINED else ["quarantine"]
-    possible += [] if memory.state is MemoryState.ACTIVE else ["restore"]
-    return [*possible, "unpin" if memory.pinned else "pin"]
+    return possible + ([] if memory.state is MemoryState.ACTIVE else ["restore"])
 
 
 def undo_of(memory: MemoryRecord, events: Sequence[EventRecord]) -> Undo | None:
