@@ -163,6 +163,13 @@ class Trained:
     rollouts: tuple[Rollout, ...]
     seed: int
     seconds: float
+    entropies: tuple[float, ...] = ()  # of each step: mean -log p of its tokens, nats; empty: not known
+    initial_norm: float | None = None  # of all that is trained, before the first step; None: not known
+
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm of all that was trained."""
+        return float(sum(float(tensor.double().square().sum()) for tensor in self.prompt.tensors.values()) ** 0.5)
 
     @property
     def final(self) -> StepRecord:

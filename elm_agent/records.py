@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -60,6 +61,15 @@ class Route(StrEnum):
     ZERO_SHOT = "zero_shot"  # they differed, the verifier preferred the plain one (or tied)
     NO_MEMORY = "no_memory"  # nothing was retrieved (empty bank, or below the similarity threshold)
     FAILED_MEMORY = "failed_memory"  # the memory path failed; the reason is recorded, the answer is zero-shot
+    MEMORY_ALONE = "memory_alone"  # only the memory's was generated: its utility is proven, and the tier cheap
+
+
+class Tier(StrEnum):
+    """What an answer may cost."""
+
+    CHEAP = "cheap"  # one row: the memory's alone, where its utility is proven
+    NORMAL = "normal"  # two rows, and the verifier where they differ
+    THOROUGH = "thorough"  # two rows, k samples of the plain model, and a vote
 
 
 class MemoryState(StrEnum):
@@ -105,8 +115,8 @@ class Effect(StrEnum):
     HELPED = "helped"  # right where the plain one was wrong
     SAME = "same"  # both right, or both wrong
     HURT = "hurt"  # wrong where the plain one was right
-    PERHAPS_HELPED = "perhaps_helped"  # the plain one was wrong, the memory's was another
-    PERHAPS_HURT = "perhaps_hurt"  # wrong, and the plain one was another
+    PERHAPS_HELPED = "perhaps_helped"  # the plain one was wrong, the memory's another; or right, with no plain one
+    PERHAPS_HURT = "perhaps_hurt"  # wrong, and the plain one was another, or there was none
 
 
 class EventKind(StrEnum):
@@ -451,6 +461,39 @@ class UseRecord:
     feedback_answer: str | None = None  # the right one, where they gave it
     feedback_effect: Effect | None = None  # what that says of the memory; None: nothing
     feedback_at: datetime | None = None
+    tier: Tier | None = None  # None: of before there were tiers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """How likely a memory helps rather than hurts, by similarity and utility: one logistic curve of a namespace.
+
+    p = 1 / (1 + exp(-(intercept + of_similarity * similarity + of_utility * utility))); both slopes are at least 0.
+    ``uses``: on how many uses that told something it was fitted; ``helped``, ``hurt``: what they weighed together.
+    """
+
+    namespace: str
+    kind: KeyKind
+    model_id: str
+    intercept: float
+    of_similarity: float
+    of_utility: float
+    uses: int
+    helped: float
+    hurt: float
+    fitted_at: datetime
+
+    def chance(self, similarity: float, utility: float) -> float:
+        """That the memory's answer is the better one where the two differ in worth, in (0, 1)."""
+        logit = self.intercept + self.of_similarity * similarity + self.of_utility * utility
+        return 1.0 / (1.0 + math.exp(-max(-700.0, min(700.0, logit))))
+
+    def threshold(self, min_chance: float, utility: float = 0.0) -> float | None:
+        """The similarity from which the chance is ``min_chance``; None where similarity says nothing."""
+        if self.of_similarity == 0:
+            return None
+        wanted = math.log(min_chance / (1.0 - min_chance))
+        return (wanted - self.intercept - self.of_utility * utility) / self.of_similarity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

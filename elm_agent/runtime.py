@@ -20,10 +20,14 @@ from elm_agent.records import Candidate, Feedback, JobState, KeyKind, Recipe
 from elm_agent.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from elm_agent.memory.abstention import Abstaining
+    from elm_agent.memory.calibrating import Refit
     from elm_agent.memory.feedback import FeedbackReport
+    from elm_agent.memory.gate import Gate
     from elm_agent.memory.maintain import MaintenanceReport
     from elm_agent.memory.ranking import Ranking
     from elm_agent.memory.replay import Replay
+    from elm_agent.memory.tiers import Budget
     from elm_agent.memory.worker import Worker
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.indexes.feed import FedIndex
@@ -83,12 +87,36 @@ class Runtime:
         """
         together = concurrency or self._concurrency
         tell = _both(self._telemetry, observe)
-        return _worker(self.settings, self.bank, self.model, self._trainer_for, self._tasks, together, tell)
+        return _worker(
+            self.settings, self.bank, self.model, self.task, self._trainer_for, self._tasks, together, tell
+        )
 
     @property
     def ranking(self) -> Ranking:
         """The second phase of retrieval."""
         return _ranking(self.settings)
+
+    @property
+    def budget(self) -> Budget:
+        """What an answer may cost."""
+        return _budget(self.settings)
+
+    def abstaining(self, namespace: str) -> Abstaining | None:
+        """Which memories are passed over for what uses tell; None: as the settings say, none for that.
+
+        Raises ``StorageError``.
+        """
+        chosen = self.settings.abstention
+        if chosen.mode == "manual":
+            return None
+        from elm_agent.memory.abstention import Abstaining
+
+        found = self.bank.calibrations.get(namespace, self.settings.retrieval.key)
+        if found is not None and found.model_id != self.model.fingerprint.id:
+            found = None
+        return Abstaining(
+            calibration=found, min_chance=chosen.min_chance, explore=chosen.explore, seed=self.settings.utility.seed
+        )
 
     def feedback(
         self, use_id: str, verdict: Feedback | str, *, answer: str | None = None, namespace: str | None = None
@@ -216,6 +244,7 @@ def maintain_bank(
         undo_days=chosen.undo_days,
         dry_run=dry_run,
         actor=actor,
+        refit=_refit(settings),
         observe=observe,
     )
 
@@ -279,6 +308,49 @@ def _ranking(settings: Settings) -> Ranking:
         ucb_width=chosen.ucb_width,
         seed=chosen.seed,
         weights=utility_weights(settings),
+    )
+
+
+def _budget(settings: Settings) -> Budget:
+    from elm_agent.memory.tiers import Budget
+
+    chosen = settings.budget.model_dump()
+    accuracy = (1.0 + settings.utility.verifier_weight) / 2  # of the verifier, that its word weighs so much
+    return Budget(**chosen, verifier_accuracy=accuracy, seed=settings.utility.seed)
+
+
+def _gate(settings: Settings, model: LanguageModel, task: Task) -> Gate:
+    from elm_agent.memory.admission import Rules
+    from elm_agent.memory.gate import Gate
+    from elm_agent.memory.probe import Probe
+    from elm_agent.tasks import get_task
+
+    chosen = settings.admission
+    probe = None
+    if chosen.probe:
+        probe = Probe(
+            model=model,
+            task_for=lambda name: task if name == task.name else get_task(name),
+            questions=chosen.probe_questions,
+            max_new_tokens=chosen.probe_max_new_tokens,
+            min_vote_share=chosen.probe_reference_share,
+        )
+    bounds = {name: getattr(chosen, name) for name in Rules.__dataclass_fields__}
+    return Gate(rules=Rules(**bounds), probe=probe)
+
+
+def _refit(settings: Settings) -> Refit | None:
+    from elm_agent.memory.calibrating import Refit
+
+    chosen = settings.abstention
+    if chosen.mode == "manual":
+        return None
+    return Refit(
+        kind=settings.retrieval.key,
+        weights=utility_weights(settings),
+        min_uses=chosen.min_uses,
+        window=chosen.window,
+        ridge=chosen.ridge,
     )
 
 
@@ -379,7 +451,7 @@ def open_runtime(
         bank.bind(settings.namespace, model.fingerprint)
         _check_shared(settings, bank, model)
         together = settings.worker.concurrency if trainer is None else 1  # nobody said that another may be shared
-        runner = _runner(settings, _worker(settings, bank, model, trainer_for, tasks, together, observe))
+        runner = _runner(settings, _worker(settings, bank, model, task, trainer_for, tasks, together, observe))
         opened.callback(runner.stop)
         runner.start()
         return Runtime(
@@ -441,6 +513,7 @@ def check_settings(settings: Settings) -> None:
             f"engine 'vllm' reads embeddings alone, and learning.parameterisation is "
             f"{settings.learning.parameterisation!r}: set one of them to its default"
         )
+    _check_admission(settings)
     sent = settings.telemetry
     if (sent.mode == "otlp") is not (sent.endpoint is not None):
         raise SettingsError(
@@ -454,6 +527,20 @@ def check_settings(settings: Settings) -> None:
             f"ray.min_actors ({settings.ray.min_actors}) is more than ray.max_actors ({settings.ray.max_actors})"
         )
     _check_condition(settings.eviction.where)
+
+
+def _check_admission(settings: Settings) -> None:
+    asked = settings.admission
+    measured = [name for name in ("min_entropy", "max_norm_ratio") if getattr(asked, name) is not None]
+    if measured and settings.learning.trainer != "native":
+        raise SettingsError(
+            f"admission.{measured[0]} needs what only learning.trainer 'native' measures; got "
+            f"{settings.learning.trainer!r}: set one of them to its default"
+        )
+    if asked.min_vote_rise is not None and settings.learning.objective == "sft_greedy":
+        raise SettingsError(
+            "admission.min_vote_rise is about votes, and learning.objective 'sft_greedy' has none: leave it out"
+        )
 
 
 def _check_condition(where: str | None) -> None:
@@ -637,6 +724,7 @@ def _worker(
     settings: Settings,
     bank: Bank,
     model: LanguageModel,
+    task: Task,
     trainer_for: Callable[[str], Trainer],
     tasks: frozenset[str],
     concurrency: int,
@@ -656,6 +744,7 @@ def _worker(
         poll_seconds=settings.worker.poll_seconds,
         backoff_seconds=settings.worker.backoff_seconds,
         concurrency=concurrency,
+        gate=_gate(settings, model, task),
         replay=_replay(settings),
         upkeep=None if every is None else Scheduled(lambda: maintain_bank(bank, settings, actor="worker"), every),
         observe=observe,

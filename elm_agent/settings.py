@@ -109,8 +109,8 @@ class LearningSettings(_Section):
             )
         if self.replay_rollouts is not None and self.replay_rollouts <= self.rollouts:
             raise ValueError(
-                f"replay_rollouts ({self.replay_rollouts}) are those of the second time: make them more than rollouts "
-                f"({self.rollouts}), or leave them out"
+                f"replay_rollouts ({self.replay_rollouts}) are those of the second time: make them more than "
+                f"rollouts ({self.rollouts}), or leave them out"
             )
         if self.replay_rollouts is not None and self.objective == "sft_greedy":
             raise ValueError("objective 'sft_greedy' has one completion and no votes: leave replay_rollouts out")
@@ -152,6 +152,93 @@ class UtilitySettings(_Section):
         None, ge=0.5, lt=1, description="probability of harm from which a memory is quarantined; None: never"
     )
     quarantine_uses: int = Field(5, ge=1, description="uses that told something, before that rule judges a memory")
+
+
+class AdmissionSettings(_Section):
+    """What a trained memory has to show before it may serve, beside `learning.min_vote_share`; all off by default."""
+
+    min_vote_rise: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="vote share of the last half of the steps less the first's, in the mean; below: candidate",
+    )
+    min_entropy: float | None = Field(
+        None, ge=0, description="nats per token of the last step's completions; below they collapsed: quarantined"
+    )
+    min_length_ratio: float | None = Field(
+        None, gt=0, description="tokens of the last step to those of the first; below: quarantined; 0.1 is one text"
+    )
+    max_length_ratio: float | None = Field(
+        None, gt=0, description="the same ratio; above: quarantined; it grows where answers no longer end"
+    )
+    max_norm_ratio: float | None = Field(
+        None, ge=1, description="norm of the memory to its initial one, or the inverse; above: quarantined"
+    )
+    probe: bool = Field(
+        False, description="try it on its own and on past questions, against their majority answers, before it serves"
+    )
+    probe_questions: int = Field(4, ge=0, le=100, description="past questions of a probe; each costs two completions")
+    probe_max_new_tokens: int | None = Field(
+        None, ge=1, description="tokens of a completion of the probe; None: as many as a rollout had"
+    )
+    probe_reference_share: float = Field(
+        0.5, ge=0, le=1, description="final vote share from which a past majority answer is a reference; half: clear"
+    )
+    probe_may_lose: int = Field(
+        0, ge=0, description="past questions that may go wrong beyond those that come right; above: quarantined"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AdmissionSettings:
+        least, most = self.min_length_ratio, self.max_length_ratio
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_length_ratio ({least:g}) is above max_length_ratio ({most:g}): nothing would pass")
+        return self
+
+
+class AbstentionSettings(_Section):
+    """When a memory is near and still not used, as past uses tell; off by default."""
+
+    mode: Literal["manual", "calibrated"] = Field(
+        "manual", description="`retrieval.min_similarity` alone, or fitted to uses where that is not set"
+    )
+    min_chance: float = Field(
+        0.5, gt=0, lt=1, description="chance of helping rather than hurting, below which nothing is used; 0.5: even"
+    )
+    min_uses: int = Field(
+        30, ge=2, description="uses that told of help or harm, before a fit is made; with fewer it says little"
+    )
+    window: int = Field(10_000, ge=2, description="newest uses that a fit reads: old ones are of an older bank")
+    ridge: float = Field(1.0, gt=0, description="uses' worth of pull towards no effect: a few uses move it little")
+    explore: float = Field(
+        0.05, ge=0, le=1, description="share of such questions that use the memory all the same, or it never recovers"
+    )
+
+
+class BudgetSettings(_Section):
+    """What an answer may cost, in rows that are generated; both candidates by default."""
+
+    tier: Literal["auto", "cheap", "normal", "thorough"] = Field(
+        "normal", description="the memory's answer alone where it is proven, both (paper), both and a vote; or chosen"
+    )
+    cheap_uses: int = Field(10, ge=1, description="uses that told something, before a memory can be proven")
+    cheap_utility: float = Field(
+        0.0, ge=-1, le=1, description="that its utility surely reaches when it is proven; 0: no worse than no memory"
+    )
+    cheap_width: float = Field(
+        1.64, ge=0, description="standard deviations by which `surely` is meant; 1.64: 95 % on one side"
+    )
+    compare: float = Field(
+        0.1, ge=0, le=1, description="share of cheap questions that are answered twice all the same, for evidence"
+    )
+    samples: int = Field(4, ge=1, le=256, description="of the plain model at temperature 1, for the vote of thorough")
+    vote_accuracy: float = Field(
+        0.75, ge=0.5, le=1, description="how often a vote takes the better of two answers; assumed, for auto"
+    )
+    row_price: float = Field(
+        0.03, ge=0, description="accuracy that a further row has to bring, for auto; 0.03: 3 points"
+    )
 
 
 class VerificationSettings(_Section):
@@ -320,6 +407,9 @@ class Settings(BaseSettings):
     learning: LearningSettings = LearningSettings()
     retrieval: RetrievalSettings = RetrievalSettings()
     utility: UtilitySettings = UtilitySettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    abstention: AbstentionSettings = AbstentionSettings()
+    budget: BudgetSettings = BudgetSettings()
     verification: VerificationSettings = VerificationSettings()
     worker: WorkerSettings = WorkerSettings()
     encryption: EncryptionSettings = EncryptionSettings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,15 @@ from elm_agent.records import JobState
 
 if TYPE_CHECKING:
     from elm_agent.runtime import Runtime
+
+
+class Wanted(StrEnum):
+    """A tier of the budget, or that it is chosen by expected gain."""
+
+    AUTO = "auto"
+    CHEAP = "cheap"
+    NORMAL = "normal"
+    THOROUGH = "thorough"
 
 
 def ask(
@@ -36,6 +46,12 @@ def ask(
         bool,
         typer.Option("--explain", help="Also show each candidate's score in parts, and why the route was taken."),
     ] = False,
+    tier: Annotated[
+        Wanted | None,
+        typer.Option(
+            "--tier", help="What it may cost: one answer, two, or two and a vote; or chosen.", show_default=False
+        ),
+    ] = None,
     events: Annotated[
         bool, typer.Option("--events", help="One JSON object a line as it happens; the last is the answer.")
     ] = False,
@@ -48,7 +64,7 @@ def ask(
     out = options.output()
     overrides = {} if learn is None else {"learn": learn}
     with opened_runtime(options, worker={"mode": "thread" if wait else "external"}, **overrides) as runtime:
-        result = _answer(out, runtime, text, subject, events=events, explain=explain)
+        result = _answer(out, runtime, text, subject, events=events, explain=explain, tier=tier)
         learned = not (wait and result["job_id"]) or _wait(out, runtime, result["job_id"])
     return 0 if learned else JobError.exit_code
 
@@ -67,13 +83,20 @@ def usable_question(text: str) -> str:
 
 
 def _answer(
-    out: Output, runtime: Runtime, question: str, subject: str | None, *, events: bool, explain: bool
+    out: Output,
+    runtime: Runtime,
+    question: str,
+    subject: str | None,
+    *,
+    events: bool,
+    explain: bool,
+    tier: Wanted | None,
 ) -> Mapping[str, Any]:
     from elm_agent.integrations.langgraph import build_graph
 
     result: Mapping[str, Any] = {}
     asked = {"question": question, "subject": subject}
-    context = {"explain": explain}
+    context: dict[str, Any] = {"explain": explain} | ({} if tier is None else {"tier": tier.value})
     graph: Any = build_graph(runtime)
     parts = graph.stream(asked, context=context, stream_mode=["custom", "values"])
     for mode, part in parts:

@@ -16,6 +16,7 @@ COLUMNS = (
     "+/-",
     "explored",
     "score",
+    "chance",
     "helped/same/hurt",
     "uses",
 )
@@ -28,6 +29,10 @@ def show_explanation(out: Output, told: Mapping[str, Any]) -> None:
     out.say(f"\nretrieval by {retrieval['ranking']}, {threshold}")
     if retrieval["candidates"]:
         out.table(COLUMNS, [_row(one) for one in retrieval["candidates"]])
+    if (fitted := retrieval["abstention"]) is not None:
+        out.say(_abstention(fitted))
+    if budget := told["budget"]:
+        out.say(f"tier {budget['tier']}: {budget.get('reason', 'as set')}")
     asked = "not asked" if not judged["asked"] else "higher is better"
     out.say(f"\nanswers, verifier {judged['name']} ({asked})")
     rows = [(whose, short(told["answers"][whose], 40), _score(judged[whose])) for whose in ("memory", "zero_shot")]
@@ -35,11 +40,17 @@ def show_explanation(out: Output, told: Mapping[str, Any]) -> None:
     out.say(f"\nroute {told['route']}: {told['why']}")
 
 
+def _abstention(fitted: Mapping[str, Any]) -> str:
+    even = fitted["threshold"]
+    near = "similarity says nothing" if even is None else f"at utility 0 from similarity {even:.3f} on"
+    return f"a chance of at least {fitted['min_chance']:g} to help, {near}; calibrated on {fitted['uses']} uses"
+
+
 def _row(one: Mapping[str, Any]) -> tuple[Any, ...]:
     used = "yes" if one["used"] else "" if one["above_threshold"] else "below"
     numbers = [float(one[name]) for name in ("similarity", "utility", "deviation", "explored", "score")]
     counts = "/".join(f"{one[name]:g}" for name in ("helped", "same", "hurt"))
-    return one["memory_id"], used, one["nearness"], *numbers, counts, one["uses"]
+    return one["memory_id"], used, one["nearness"], *numbers, _score(one["chance"]), counts, one["uses"]
 
 
 def _score(value: float | None) -> str | float:

@@ -34,7 +34,8 @@ def maintain(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it without the question.")] = False,
 ) -> None:
-    """Retire and purge memories by the settings of [eviction], count uses into the ledger, tidy outbox and cache.
+    """Retire and purge memories by the settings of [eviction], count uses into the ledger, fit abstention
+    anew, tidy outbox and cache.
 
     Without --evict and --purge both are done as the settings say. First it shows what would go and why; then it
     asks, or does it with --yes. Safe while agents and workers use the bank, and to be stopped at any time.
@@ -116,6 +117,8 @@ def _show(out: Output, report: MaintenanceReport) -> None:
         if report.cached_files:
             out.say(f"{report.cached_files} tensors were taken out of this machine's cache")
         for namespace in report.namespaces:
+            if namespace.calibration is not None:
+                out.say(f"{namespace.namespace}: {namespace.calibration}")
             show_left(out, namespace)
 
 

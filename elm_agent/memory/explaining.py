@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from elm_agent.memory.abstention import Abstaining
 from elm_agent.memory.ranking import Ranked, Ranking
 from elm_agent.records import Route
 
@@ -29,6 +30,7 @@ def plain_scores(considered: Sequence[Ranked]) -> list[dict[str, Any]]:
             "deviation": one.posterior.deviation,
             "explored": one.explored,
             "score": one.score,
+            "chance": one.chance,
         }
         for place, one in enumerate(considered, start=1)
     ]
@@ -45,35 +47,61 @@ def explanation(
     reason: str | None,
     verifier: str,
     memory: Mapping[str, Any] | None,
-    zero_shot: Mapping[str, Any],
+    zero_shot: Mapping[str, Any] | None,
+    abstention: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``ask --explain`` shows.
 
     Args:
         considered: of ``plain_scores``. memory_id: the memory that was used, or None.
         memory, zero_shot: both candidates as dicts; their ``score`` is None where no verifier was asked.
+        abstention: of ``plain_abstention``. budget: the tier, why it was chosen, and its vote.
     """
     scores = None if memory is None else memory["score"]
+    plain = None if zero_shot is None else zero_shot["score"]
+    least = None if abstention is None else abstention["min_chance"]
     return {
         "route": route.value,
-        "why": why(route, reason, verifier=verifier, memory=scores, zero_shot=zero_shot["score"]),
+        "why": why(route, reason, verifier=verifier, memory=scores, zero_shot=plain),
         "retrieval": {
             "ranking": ranking.how,
             "weight": ranking.weight,
             "looked_at": top_k,
             "threshold": threshold,
             "candidates": [
-                {**one, "above_threshold": one["similarity"] >= threshold, "used": one["memory_id"] == memory_id}
+                {**one, "above_threshold": _near(one, threshold, least), "used": one["memory_id"] == memory_id}
                 for one in considered
             ],
+            "abstention": abstention,
         },
+        "budget": budget,
         "verifier": {
             "name": verifier,
             "asked": scores is not None,
             "memory": scores,
-            "zero_shot": zero_shot["score"],
+            "zero_shot": plain,
         },
-        "answers": {"memory": None if memory is None else memory["answer"], "zero_shot": zero_shot["answer"]},
+        "answers": {
+            "memory": None if memory is None else memory["answer"],
+            "zero_shot": None if zero_shot is None else zero_shot["answer"],
+        },
+    }
+
+
+def plain_abstention(by: Abstaining | None) -> dict[str, Any] | None:
+    """The calibration in use as plain values; None where there is none."""
+    if by is None or by.calibration is None:
+        return None
+    found = by.calibration
+    return {
+        "min_chance": by.min_chance,
+        "threshold": found.threshold(by.min_chance),  # of similarity, at utility 0
+        "intercept": found.intercept,
+        "of_similarity": found.of_similarity,
+        "of_utility": found.of_utility,
+        "uses": found.uses,
+        "fitted_at": found.fitted_at.isoformat(),
     }
 
 
@@ -86,9 +114,17 @@ def why(route: Route, reason: str | None, *, verifier: str, memory: float | None
             said = "no memory was used"
         case Route.FAILED_MEMORY:
             said = "the way over the memory failed, so the plain answer stands"
+        case Route.MEMORY_ALONE:
+            said = "only the memory's answer was generated"
         case Route.MEMORY | Route.ZERO_SHOT:
             said = _compared(route, verifier, memory, zero_shot)
     return said if reason is None else f"{said}: {reason}"
+
+
+def _near(one: Mapping[str, Any], threshold: float, min_chance: float | None) -> bool:
+    chance = one.get("chance")
+    likely = chance is None or min_chance is None or chance >= min_chance
+    return bool(one["similarity"] >= threshold and likely)
 
 
 def _compared(route: Route, verifier: str, memory: float | None, zero_shot: float | None) -> str:

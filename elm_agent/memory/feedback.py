@@ -94,6 +94,8 @@ def effect_of(use: UseRecord, feedback: Feedback, right: str | None, task: Task)
     """
     if right is not None:
         return _effect_of_answer(use, feedback, right, task)
+    if use.route is Route.MEMORY_ALONE:
+        return _effect_alone(feedback)
     if use.route is Route.AGREED:
         return Effect.SAME
     if use.route not in (Route.MEMORY, Route.ZERO_SHOT) or use.memory_answer == use.zero_shot_answer:
@@ -111,12 +113,19 @@ def _effect_of_answer(use: UseRecord, feedback: Feedback, right: str, task: Task
         if returned:
             raise InputError(f"{what} means the same: say right, or give another answer")
         raise InputError(f"{what} means something else: say wrong, or leave the answer out")
+    if use.route is Route.MEMORY_ALONE:
+        return _effect_alone(feedback)
     if use.memory_answer is None and use.route not in (Route.MEMORY, Route.ZERO_SHOT, Route.AGREED):
         return None
     memory, plain = _same(use.memory_answer, right, task), _same(use.zero_shot_answer, right, task)
     if memory == plain:
         return Effect.SAME
     return Effect.HELPED if memory else Effect.HURT
+
+
+def _effect_alone(feedback: Feedback) -> Effect:
+    """Of an answer that nothing was compared with: the plain one may have been right, or not."""
+    return Effect.PERHAPS_HELPED if feedback is Feedback.RIGHT else Effect.PERHAPS_HURT
 
 
 def _same(answer: str | None, right: str, task: Task) -> bool:

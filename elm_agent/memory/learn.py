@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import InputError, ModelMismatch
-from elm_agent.memory.gate import admit
+from elm_agent.memory.gate import Gate
 from elm_agent.protocols import Observer, Trainer
 from elm_agent.records import JobRecord, MemoryRecord, ModelFingerprint, Recipe, digest_of, question_digest
 from elm_agent.storage.queue.jobs import refuse_offline
@@ -24,12 +24,15 @@ def learn(
     model_fingerprint: ModelFingerprint,
     observe: Observer,
     cancelled: Callable[[], bool],
+    gate: Gate | None = None,
 ) -> MemoryRecord:
     """Distil the job's question into a memory, exactly once (METHOD section 1; write order of the bank).
 
+    ``gate``: what it has to show before it may serve; None: what is asked of every memory.
+
     Raises:
         ModelMismatch: the job is for another model.
-        JobCancelled: ``cancelled()`` became true between two steps.
+        JobCancelled: ``cancelled()`` became true between two steps, or while the memory was probed.
         LeaseLost: another worker took the job over; nothing was published.
         InputError: the namespace's kv keys are pooled in another way, the recipe is for studies alone, or see
             ``Trainer.train``.
@@ -46,15 +49,16 @@ def learn(
     seed = memory_seed(job.recipe, job.question)
     trained = trainer.train(job.question, recipe=job.recipe, seed=seed, observe=observe, cancelled=cancelled)
     observe("train.done", {"steps": len(trained.curve), "seconds": trained.seconds})
-    state, reason = admit(trained.curve, job.recipe)
+    ruling = (gate or Gate()).judge(bank, job, trained, observe=observe, cancelled=cancelled)
     return bank.publish(
         lease,
         trained,
         task=job.task,
         model=model_fingerprint,
         recipe=job.recipe,
-        state=state,
-        reason=reason,
+        state=ruling.state,
+        reason=ruling.reason,
+        admission=ruling.detail(),
         observe=observe,
     )
 

@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from elm_agent.errors import BankMoved, ElmError, NotFound
+from elm_agent.memory.calibrating import Refit
 from elm_agent.memory.eviction import Nearest, Planned, Rules, plan, policies_of
 from elm_agent.protocols import Observer
 from elm_agent.records import KeyKind, MemoryState, Vector
@@ -61,6 +62,7 @@ class NamespaceReport:
     left: list[str] = field(default_factory=list)  # sentences on indexes that may hold purged keys
     used_events: int = 0
     outbox_rows: int = 0
+    calibration: str | None = None  # what was fitted anew, or why nothing was
     skipped: str | None = None  # why nothing was done here
     notes: list[str] = field(default_factory=list)  # what the user should know of how it was done
 
@@ -94,6 +96,7 @@ def maintain(
     dry_run: bool = False,
     actor: str = "maintain",
     listed: int = 1000,
+    refit: Refit | None = None,
     observe: Observer | None = None,
 ) -> MaintenanceReport:
     """One pass over ``namespaces`` (None: all of the bank, but for those that were moved away).
@@ -107,6 +110,7 @@ def maintain(
     Args:
         now: the time that rules are judged at; None: the database's clock.
         dry_run: change nothing, only report what would be evicted and purged.
+        refit: how the calibration of abstention is fitted anew; None: it is left as it is.
         observe: told the steps of ``MAINTAIN_STEPS``.
 
     Raises:
@@ -133,6 +137,8 @@ def maintain(
             continue
         if not dry_run:
             _count_and_prune(bank, report, actor, tell)
+        if refit is not None and not dry_run:
+            report.calibration = refit(bank, name)
         if evict:
             _evict(bank, report, rules, now, planned if len(planned) < listed else [], listed, dry_run, tell)
         if purge:

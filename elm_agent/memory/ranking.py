@@ -42,7 +42,8 @@ class Ranking:
 class Ranked:
     """One candidate with each part of its score. ``nearness``: its place by similarity, from 1.
 
-    ``explored``: the utility that the score was made with; the expected one where nothing explores.
+    ``explored``: the utility that the score was made with; the expected one where nothing explores. ``chance``: that
+    it helps rather than hurts, where that is calibrated.
     """
 
     hit: Hit
@@ -50,6 +51,7 @@ class Ranked:
     posterior: Posterior
     explored: float
     score: float
+    chance: float | None = None
 
 
 def rank(question: str, hits: Sequence[Hit], worth: Mapping[tuple[str, str], Posterior], by: Ranking) -> list[Ranked]:

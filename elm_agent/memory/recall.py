@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import NotFound, TensorCorrupt, TensorMissing
+from elm_agent.memory.abstention import Abstaining
 from elm_agent.memory.ranking import Ranked, Ranking, rank
 from elm_agent.protocols import LanguageModel
 from elm_agent.records import Hit, KeyKind
@@ -48,25 +49,29 @@ def recall(
     min_similarity: float = -1.0,
     exclude_same_question: bool = False,
     ranking: Ranking | None = None,
+    abstaining: Abstaining | None = None,
     explain: bool = False,
 ) -> Recall:
     """The nearest usable memory of ``question`` (METHOD section 2), its prompt in the bank's cache.
 
     Looks at the ``top_k`` nearest and takes the first whose tensor can be read. Abstains when the nearest is
     below ``min_similarity``, a threshold of ours that the paper does not have. Namespaces of ``shared`` are searched
-    beside one's own. ``ranking``: another order of the nearest, see ``memory.ranking``. ``explain``: say in
-    ``considered`` what was looked at, which changes nothing else.
+    beside one's own. ``ranking``: another order of the nearest, see ``memory.ranking``. ``abstaining``: those that
+    are more likely to hurt than to help are passed over, as far as uses tell, but for a few questions that explore.
+    ``explain``: say in ``considered`` what was looked at, which changes nothing else.
 
     Raises:
         IndexUnavailable, StorageError: the bank cannot be asked at all.
         ModelError: the model cannot make a query of this kind.
     """
     by = ranking or Ranking()
+    fitted = None if abstaining is None or abstaining.calibration is None else abstaining
+    orders = by.active or explain or fitted is not None
     hits = bank.nearest(
         namespace,
         kind,
         model.query(question, kind),
-        max(top_k, by.candidates) if by.active or explain else top_k,
+        max(top_k, by.candidates) if orders else top_k,
         shared=shared,
         exclude_question=question if exclude_same_question else None,
     )
@@ -74,8 +79,19 @@ def recall(
         return Recall(reason="the bank has no other memory" if exclude_same_question else "the bank has no memory")
     near = [hit for hit in hits if hit.similarity >= min_similarity]
     considered: tuple[Ranked, ...] = ()
-    if by.active or explain:
-        near, considered = _ordered(question, bank, namespace, hits, len(near), by)
+    if orders:
+        near, considered = _ordered(question, bank, namespace, hits, len(near), by, fitted)
+    explored = None
+    if near and fitted is not None:
+        likely, best_chance = _likely(near, considered, fitted)
+        said = (
+            f"the best chance that a memory helps is {best_chance:.3f}, the least is {fitted.min_chance:.3f} "
+            f"(calibrated on {fitted.uses} uses)"
+        )
+        if not likely and not fitted.explores(question):
+            return Recall(similarity=near[0].similarity, reason=said, considered=considered)
+        explored = None if likely else f"{said}; it is used all the same, to go on learning"
+        near = likely or near
     if not near:
         best = hits[0]
         return Recall(
@@ -96,7 +112,7 @@ def recall(
             namespace=hit.namespace,
             similarity=hit.similarity,
             prompt=prompt,
-            reason="; ".join(passed_over) or None,
+            reason="; ".join([*passed_over, *([explored] if explored else [])]) or None,
             considered=considered,
         )
     best = near[0]
@@ -111,11 +127,20 @@ def recall(
 
 
 def _ordered(
-    question: str, bank: Bank, namespace: str, hits: Sequence[Hit], near: int, by: Ranking
+    question: str, bank: Bank, namespace: str, hits: Sequence[Hit], near: int, by: Ranking, fitted: Abstaining | None
 ) -> tuple[list[Hit], tuple[Ranked, ...]]:
     """The first ``near`` hits in the order of their scores, and all with the parts of theirs."""
     worth = bank.posteriors(namespace, [(hit.namespace, hit.memory_id) for hit in hits], by.weights)
     ranked = rank(question, hits, worth, by)
+    if fitted is not None:
+        ranked = [replace(one, chance=fitted.chance(one.hit.similarity, one.posterior.utility)) for one in ranked]
     usable = {(hit.namespace, hit.memory_id) for hit in hits[:near]}
     first = [one for one in ranked if (one.hit.namespace, one.hit.memory_id) in usable]
     return [one.hit for one in first], (*first, *(one for one in ranked if one not in first))
+
+
+def _likely(near: Sequence[Hit], considered: Sequence[Ranked], fitted: Abstaining) -> tuple[list[Hit], float]:
+    """Those of ``near`` whose chance of helping is enough, and the best chance of all."""
+    chances = {(one.hit.namespace, one.hit.memory_id): one.chance or 0.0 for one in considered}
+    found = [chances[hit.namespace, hit.memory_id] for hit in near]
+    return [hit for hit, chance in zip(near, found, strict=True) if chance >= fitted.min_chance], max(found)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from elm_agent.errors import InputError, JobCancelled, LeaseLost, ModelMismatch, StorageError, TrainingError
 from elm_agent.memory.answering import describe
+from elm_agent.memory.gate import Gate
 from elm_agent.memory.heartbeat import Heartbeat
 from elm_agent.memory.learn import learn
 from elm_agent.protocols import Observer, Trainer
@@ -45,11 +46,12 @@ class Worker:
         poll_seconds: how often an idle worker looks for a job.
         backoff_seconds: wait before the second attempt; the queue doubles it each time.
         concurrency: jobs learnt at the same time, each on a thread; with the native trainer they share their batches.
+        gate: what a trained memory has to show before it may serve; None: what is asked of every memory.
         replay: how a question is learnt once more whose vote stayed split; None: it is not.
         upkeep: called between two jobs, often; see ``maintain.Scheduled``. Not with ``once``.
         observe: told every step of ``LEARN_STEPS``, and ``job.done``, ``job.failed``, ``job.cancelled``,
-            ``job.released``, ``job.lost`` and ``job.replayed``; each detail names its ``job_id``. What it raises is
-            logged.
+            ``job.released``, ``job.lost`` and ``job.replayed``, and of a probe ``probe.done`` or ``probe.failed``;
+            each detail names its ``job_id``. What it raises is logged.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Worker:
         poll_seconds: float = 0.5,
         backoff_seconds: float = 5.0,
         concurrency: int = 1,
+        gate: Gate | None = None,
         replay: Replay | None = None,
         upkeep: Callable[[], object] | None = None,
         observe: Observer | None = None,
@@ -81,6 +84,7 @@ class Worker:
         self._poll_seconds = poll_seconds
         self._backoff_seconds = backoff_seconds
         self._concurrency = concurrency
+        self._gate = gate
         self._replay = replay
         self._upkeep = upkeep or (lambda: None)
         self._observe = observe or (lambda _name, _detail: None)
@@ -203,6 +207,7 @@ class Worker:
                     bank=self.bank,
                     model_fingerprint=self.model,
                     observe=observe,
+                    gate=self._gate,
                     cancelled=lambda: heartbeat.lost or heartbeat.cancel_requested or self._stopping.is_set(),
                 )
         except LeaseLost as error:

@@ -35,6 +35,7 @@ from elm_agent.records import (
 from elm_agent.settings import check_namespace
 from elm_agent.storage import adopt, lifecycle, publish, purge
 from elm_agent.storage.adopt import Adopted
+from elm_agent.storage.calibrations import Calibrations
 from elm_agent.storage.harm import HarmWatch, read_evidence
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.indexes.feed import FedIndex
@@ -86,6 +87,7 @@ class Bank(BankReader):
         self.shared = frozenset(shared)
         self.jobs = JobQueue(database, self.vault)
         self._use_log = UseLog(database, self.vault)
+        self.calibrations = Calibrations(database)
         self._harm = HarmWatch(database, self.vault, harm)
         self.exact = exact or ExactIndex()
         self._search = Search(
@@ -130,10 +132,12 @@ class Bank(BankReader):
         recipe: Recipe,
         state: MemoryState,
         reason: str | None,
+        admission: Mapping[str, Any] | None = None,
         observe: Observer | None = None,
     ) -> MemoryRecord:
         """Make what a worker trained a memory, and its job done; all of it or nothing.
 
+        ``admission``: on what grounds it has this state, for its ``gated`` event: names and numbers alone.
         ``observe`` is told the steps of ``LEARN_STEPS`` from "tensor.temporary" on.
 
         Raises:
@@ -145,7 +149,7 @@ class Bank(BankReader):
         """
         tell: Observer = observe or _silent
         namespace = lease.job.namespace
-        made = publish.Publication(lease, trained, task, model, recipe, state, reason)
+        made = publish.Publication(lease, trained, task, model, recipe, state, reason, admission or {})
         memory = publish.publish(self.database, self.tensors, self.vault, made, tell)
         tell("publish.committed", {"memory_id": memory.id})
         # 3. the derived index learns of it; if it cannot, the outbox still has it

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class Publication:
     recipe: Recipe
     state: MemoryState
     reason: str | None
+    admission: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def namespace(self) -> str:
@@ -108,9 +110,11 @@ def _write(
         detail = {"job_id": lease.job.id, "tensor_digest": digest} | size
         change.note(EventKind.CREATED, memory, detail, text=proof)
         gated = {"state": made.state.value, "vote_share": made.trained.final.vote_share}
-        change.note(EventKind.GATED, memory, gated, text=made.reason)
+        change.note(EventKind.GATED, memory, gated | dict(made.admission), text=made.reason)
         if made.state == MemoryState.ACTIVE:
             change.note(EventKind.ACTIVATED, memory, reindex=True)
+        elif made.state == MemoryState.QUARANTINED:
+            change.note(EventKind.QUARANTINED, memory, text=made.reason)
         finish(job, memory.id, now)
         session.flush()
         tell("publish.before_commit", {"memory_id": memory.id})
@@ -150,8 +154,8 @@ def check_model(row: NamespaceRow, model: ModelFingerprint) -> None:
 
 def check_trained(trained: Trained, state: MemoryState) -> None:
     """Raise ``InputError`` for what could never be stored or found again. Before anything is written."""
-    if state not in (MemoryState.CANDIDATE, MemoryState.ACTIVE):
-        raise InputError(f"a new memory is candidate or active; got {state}")
+    if state not in (MemoryState.CANDIDATE, MemoryState.ACTIVE, MemoryState.QUARANTINED):
+        raise InputError(f"a new memory is candidate, active or quarantined; got {state}")
     if not trained.curve:
         raise InputError("a memory without a curve says nothing of how it was made: expected at least one step")
     for _, vector in by_kind(trained.keys):

@@ -27,7 +27,8 @@ from elm_agent.storage.vault.base import PlainVault, Vault
 PAGE = 1000
 _ROUNDING = 1e-9
 
-USEFUL = and_(UseRow.route.in_((Route.MEMORY.value, Route.AGREED.value)), UseRow.outcome != UseOutcome.BROKEN.value)
+_ITS_OWN = (Route.MEMORY.value, Route.AGREED.value, Route.MEMORY_ALONE.value)  # routes that returned its answer
+USEFUL = and_(UseRow.route.in_(_ITS_OWN), UseRow.outcome != UseOutcome.BROKEN.value)
 """A use that helped, as far as is known: the memory's answer was given, and did not turn out to be the wrong one."""
 
 SETTLED = UseRow.outcome != UseOutcome.UNKNOWN.value

@@ -81,6 +81,8 @@ class GrpoTrainer:
         drafts = Drafts() if recipe.rollout_drafts else None
         curve: list[StepRecord] = []
         rollouts: list[Rollout] = []
+        entropies: list[float] = []
+        initial_norm = numerics.norm_of(memory.parameters)
         with keeping(curve):
             for step in range(recipe.steps):
                 if cancelled():
@@ -112,6 +114,7 @@ class GrpoTrainer:
                 )
                 curve.append(record)
                 rollouts.extend(judged.rollouts)
+                entropies.append(numerics.drawn_entropy([row.logprobs for row in rows]))
                 observe("train.step", asdict(record))
                 if settled(curve, recipe):
                     break
@@ -122,6 +125,8 @@ class GrpoTrainer:
             rollouts=tuple(rollouts),
             seed=seed,
             seconds=time.perf_counter() - started,
+            entropies=tuple(entropies),
+            initial_norm=initial_norm,
         )
 
     def _truth(self, question: str) -> str:

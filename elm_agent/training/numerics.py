@@ -88,3 +88,17 @@ def initial_prompt(question_TE: torch.Tensor, virtual_tokens: int) -> torch.Tens
     repeats = -(-virtual_tokens // question_TE.shape[0])
     rows_VE = question_TE.repeat(repeats, 1)[:virtual_tokens]
     return rows_VE.to(torch.promote_types(rows_VE.dtype, torch.float32)).clone()
+
+
+def drawn_entropy(logprobs: Sequence[Sequence[float]]) -> float:
+    """Nats per token of G completions: the mean of -log p over all tokens that were drawn, each under temperature 1.
+
+    At temperature 1 an unbiased estimate of the policy's entropy where it wrote; below it a little less. No token: 0.
+    """
+    tokens = sum(len(row) for row in logprobs)
+    return -sum(sum(row) for row in logprobs) / tokens if tokens else 0.0
+
+
+def norm_of(tensors: Sequence[torch.Tensor]) -> float:
+    """The Euclidean norm of all their numbers together, summed in float64."""
+    return float(sum(float(tensor.detach().double().square().sum()) for tensor in tensors) ** 0.5)

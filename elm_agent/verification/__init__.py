@@ -7,6 +7,6 @@ Knows candidates and models by their contracts; knows nothing of memories or rou
 from elm_agent.verification.confidence import MeanLogprob, SelfCertainty
 from elm_agent.verification.function import CallableVerifier
 from elm_agent.verification.prm import ProcessReward
-from elm_agent.verification.samples import MajorityOfSamples
+from elm_agent.verification.samples import MajorityOfSamples, draw_texts
 
-__all__ = ["CallableVerifier", "MajorityOfSamples", "MeanLogprob", "ProcessReward", "SelfCertainty"]
+__all__ = ["CallableVerifier", "MajorityOfSamples", "MeanLogprob", "ProcessReward", "SelfCertainty", "draw_texts"]

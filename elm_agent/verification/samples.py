@@ -51,22 +51,45 @@ class MajorityOfSamples:
         ]
 
     def _sample(self, question: str) -> list[str | None]:
-        prompt_ids = self._model.encode(self._task.messages(question))
-        generations = self._model.generate(
-            [
-                GenerationRequest(
-                    prompt_ids=prompt_ids,
-                    max_new_tokens=self._max_new_tokens,
-                    temperature=self._temperature,
-                    seed=sample_seed(self._seed, index),
-                )
-                for index in range(self._samples)
-            ]
+        texts = draw_texts(
+            question,
+            model=self._model,
+            task=self._task,
+            samples=self._samples,
+            max_new_tokens=self._max_new_tokens,
+            temperature=self._temperature,
+            seed=self._seed,
         )
-        return [self._task.extract(generation.text) for generation in generations]
+        return [self._task.extract(text) for text in texts]
 
     def _same(self, left: str | None, right: str | None) -> bool:
         return left is not None and right is not None and self._task.equivalent(left, right)
+
+
+def draw_texts(
+    question: str,
+    *,
+    model: LanguageModel,
+    task: Task,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[str]:
+    """Zero-shot completions of the question, all in one batch. Raises what the model raises."""
+    prompt_ids = model.encode(task.messages(question))
+    generations = model.generate(
+        [
+            GenerationRequest(
+                prompt_ids=prompt_ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=sample_seed(seed, index),
+            )
+            for index in range(samples)
+        ]
+    )
+    return [generation.text for generation in generations]
 
 
 def sample_seed(seed: int, index: int) -> int:

@@ -10,17 +10,20 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
 from typing import Any, cast
 
 from langgraph.config import get_stream_writer
 from langgraph.runtime import get_runtime
 
+from elm_agent.integrations.langgraph import choosing
+from elm_agent.integrations.langgraph.choosing import joined
 from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
-from elm_agent.memory.answering import ask, candidate, check_question, decide, decide_alone, describe
-from elm_agent.memory.explaining import explanation, plain_scores
+from elm_agent.memory.answering import ask, candidate, check_question, describe
+from elm_agent.memory.explaining import plain_abstention, plain_scores
 from elm_agent.memory.recall import recall
 from elm_agent.protocols import RowStream
-from elm_agent.records import Candidate, Generation, JobState, Route, UseOutcome, UseRecord, new_id, utcnow
+from elm_agent.records import Candidate, Generation, JobState, Route, Tier, UseOutcome, UseRecord, new_id, utcnow
 from elm_agent.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -31,7 +34,8 @@ Update = dict[str, Any]
 def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None = None) -> Update:
     """Find the memory and read it into the bank's cache, so that generating with it costs no I/O.
 
-    ``defaults``: options of a run whose context does not say otherwise.
+    ``defaults``: options of a run that generates both answers by itself and whose context does not say otherwise; its
+    tier is always normal.
 
     Raises:
         InputError: the question is not a text or is blank, or the run's context is unusable.
@@ -41,6 +45,8 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
     if defaults:
         context = cast(RunContext, {**defaults, **(context if isinstance(context, dict) else {})})
     options = resolve_options(context, runtime.settings, subject=state.get("subject"))
+    if defaults is not None:
+        options["tier"] = "normal"
     update: Update = {
         "options": options,
         "answer_id": new_id("ans"),
@@ -53,9 +59,13 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
         "memory_candidate": None,
         "zero_shot_candidate": None,
         "considered": [],
+        "tier": Tier.NORMAL.value,
+        "abstention": None,
+        "budget": {},
     }
     try:
         runtime.bind(options["namespace"])
+        abstaining = None if options["manual_threshold"] else runtime.abstaining(options["namespace"])
         found = recall(
             question,
             bank=runtime.bank,
@@ -67,8 +77,10 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
             min_similarity=options["min_similarity"],
             exclude_same_question=options["exclude_same_question"],
             ranking=runtime.ranking,
+            abstaining=abstaining,
             explain=options.get("explain", False),
         )
+        chosen = choosing.tier_of(runtime, question, options, found)
     except Exception as error:  # noqa: BLE001 - recorded as the reason
         update |= _memory_failure("no memory could be retrieved", error)
     else:
@@ -79,6 +91,9 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
             "memory_failed": found.failed,
             "memory_note": found.reason,
             "considered": plain_scores(found.considered),
+            "abstention": plain_abstention(abstaining),
+            "tier": chosen.tier.value,
+            "budget": {"reason": chosen.reason, "gains": {tier.value: gain for tier, gain in chosen.gains}},
         }
     _emit(
         "elm.retrieved",
@@ -93,9 +108,12 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
 
 
 def plan(state: State) -> list[str]:
-    """The rows to generate: both at once, or the plain one alone when there is no usable memory."""
-    usable = state["memory_id"] is not None and not state["memory_failed"]
-    return ["generate_with_memory", "generate_zero_shot"] if usable else ["generate_zero_shot"]
+    """The rows to generate: both at once, the plain one alone when no memory is usable, or the memory's alone."""
+    if state["memory_id"] is None or state["memory_failed"]:
+        return ["generate_zero_shot"]
+    if state.get("tier") == Tier.CHEAP:
+        return ["generate_with_memory"]
+    return ["generate_with_memory", "generate_zero_shot"]
 
 
 def begin_zero_shot(runtime: Runtime, state: State) -> Future[Generation] | RowStream:
@@ -145,41 +163,22 @@ def fail_with_memory(error: Exception) -> Update:
 
 
 def verify_and_route(runtime: Runtime, state: State) -> Update:
-    """Choose the answer; see ``memory.answering.decide``."""
-    assert state["zero_shot_candidate"] is not None
-    zero_shot, note = Candidate(**state["zero_shot_candidate"]), state["memory_note"]
-    if state["memory_failed"]:
-        decision = decide_alone(zero_shot, Route.FAILED_MEMORY, note)
-    elif state["memory_candidate"] is None:
-        decision = decide_alone(zero_shot, Route.NO_MEMORY, note)
-    else:
-        memory = Candidate(**state["memory_candidate"])
-        decision = decide(state["question"], memory, zero_shot, runtime.task, runtime.verifier)
-    memory_score = None if decision.memory is None else decision.memory.score
-    reasons = [note if decision.memory is not None else None, decision.reason]
-    update: Update = {
-        "answer": decision.answer,
-        "text": decision.text,
-        "route": decision.route.value,
-        "reason": _joined(*reasons),
-        "candidates": {
-            "memory": None if decision.memory is None else asdict(decision.memory),
-            "zero_shot": asdict(decision.zero_shot),
-        },
-        # made here and kept by the checkpointer: consolidating again notes the same use
-        "use_id": None if state["memory_id"] is None else new_id("use"),
-    }
+    """Choose the answer; see ``choosing``. A plain row that is missed only now is generated here."""
+    routed = choosing.routed(runtime, state, partial(_late_zero_shot, runtime, state))
+    # made here and kept by the checkpointer: consolidating again notes the same use
+    update = routed | {"use_id": None if state["memory_id"] is None else new_id("use")}
     if state["options"].get("explain", False):
-        update["explanation"] = _explained(runtime, state, update)
+        update["explanation"] = choosing.explained(runtime, state, update)
     elif state.get("explanation"):
         update["explanation"] = None  # of this thread's last question
+    memory, zero_shot = update["candidates"]["memory"], update["candidates"]["zero_shot"]
     _emit(
         "elm.routed",
         route=update["route"],
         answer=update["answer"],
         reason=update["reason"],
-        memory_score=memory_score,
-        zero_shot_score=decision.zero_shot.score,
+        memory_score=None if memory is None else memory["score"],
+        zero_shot_score=None if zero_shot is None else zero_shot["score"],
     )
     return update
 
@@ -204,26 +203,17 @@ def consolidate(runtime: Runtime, state: State) -> Update:
         except Exception as error:
             logger.warning("no learning job was queued", exc_info=error)
             problems.append(f"nothing is learnt from it: {describe(error)}")
-    return update | {"reason": _joined(state["reason"], *problems)}
+    return update | {"reason": joined(state["reason"], *problems)}
 
 
 # --- parts --------------------------------------------------------------------------------------------------
 
 
-def _explained(runtime: Runtime, state: State, update: Update) -> dict[str, Any]:
-    candidates = update["candidates"]
-    return explanation(
-        ranking=runtime.ranking,
-        top_k=runtime.settings.retrieval.top_k,
-        threshold=state["options"]["min_similarity"],
-        considered=state.get("considered", []),
-        memory_id=state["memory_id"],
-        route=Route(update["route"]),
-        reason=update["reason"],
-        verifier=runtime.verifier.name,
-        memory=candidates["memory"],
-        zero_shot=candidates["zero_shot"],
-    )
+def _late_zero_shot(runtime: Runtime, state: State) -> CandidateState:
+    options = {**state["options"], "pieces": False}
+    generation = begin_zero_shot(runtime, cast(State, {**state, "options": options})).result()
+    made: CandidateState = end_zero_shot(runtime, generation)["zero_shot_candidate"]
+    return made
 
 
 def _enqueue(runtime: Runtime, state: State) -> str:
@@ -261,7 +251,8 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
         reason=state["reason"],
         answer=state["answer"],
         memory_answer=None if memory is None else memory["answer"],
-        zero_shot_answer=zero_shot["answer"],
+        zero_shot_answer=None if zero_shot is None else zero_shot["answer"],
+        tier=Tier(state.get("tier", Tier.NORMAL.value)),
         outcome=UseOutcome.UNKNOWN,
         created_at=utcnow(),
     )
@@ -276,10 +267,6 @@ def show_candidate(source: str, made: Candidate) -> CandidateState:
 def _memory_failure(what: str, error: Exception) -> Update:
     logger.warning("%s", what, exc_info=error)
     return {"memory_failed": True, "memory_note": f"{what}: {describe(error)}"}
-
-
-def _joined(*reasons: str | None) -> str | None:
-    return "; ".join(reason for reason in reasons if reason) or None
 
 
 def _emit(event: str, **detail: Any) -> None:

@@ -6,10 +6,11 @@ Tensors, models and connections are bound to the nodes when the graph is built a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, get_args
 
 from elm_agent.errors import InputError
 from elm_agent.memory.answering import check_subject
+from elm_agent.memory.tiers import Wanted
 from elm_agent.settings import Settings, check_namespace
 
 
@@ -25,6 +26,7 @@ class RunContext(TypedDict, total=False):
 
     ``pieces``: also emit each piece of both candidates' text as it is drawn, as ``elm.piece``.
     ``explain``: also return why the answer is what it is, as ``explanation``.
+    ``tier``: "auto", "cheap", "normal" or "thorough"; see ``memory.tiers``.
     """
 
     namespace: str
@@ -34,6 +36,7 @@ class RunContext(TypedDict, total=False):
     subject: str | None
     pieces: bool
     explain: bool
+    tier: str
 
 
 class CandidateState(TypedDict):
@@ -51,10 +54,10 @@ class CandidateState(TypedDict):
 
 
 class Candidates(TypedDict):
-    """Both answers; ``memory`` is None where none was generated."""
+    """Both answers; one that was not generated is None. ``zero_shot`` is there but for route ``memory_alone``."""
 
     memory: CandidateState | None
-    zero_shot: CandidateState
+    zero_shot: CandidateState | None
 
 
 class Answer(TypedDict):
@@ -70,6 +73,7 @@ class Answer(TypedDict):
     similarity: float | None
     use_id: str | None  # for ``runtime.feedback``, or ``bank.settle_use`` once the right answer is known
     job_id: str | None
+    tier: NotRequired[str]  # a ``records.Tier``: what the answer cost
     explanation: NotRequired[dict[str, Any] | None]  # see ``memory.explaining``; only of runs that ask for it
 
 
@@ -83,6 +87,8 @@ class Options(TypedDict):
     subject: str | None
     pieces: NotRequired[bool]  # runs that were checkpointed by earlier versions have none
     explain: NotRequired[bool]
+    tier: NotRequired[Wanted]
+    manual_threshold: NotRequired[bool]  # whether somebody set ``min_similarity``: then it alone decides
 
 
 class State(Question, Answer):
@@ -95,6 +101,8 @@ class State(Question, Answer):
     memory_candidate: CandidateState | None
     zero_shot_candidate: CandidateState | None
     considered: NotRequired[list[dict[str, Any]]]  # scores of ``memory.explaining``, for ``explain``
+    abstention: NotRequired[dict[str, Any] | None]  # likewise
+    budget: NotRequired[dict[str, Any]]  # why the tier, in plain values
 
 
 def resolve_options(context: object, settings: Settings, *, subject: object = None) -> Options:
@@ -113,7 +121,9 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         "subject": None,
         "pieces": False,
         "explain": False,
+        "tier": settings.budget.tier,
     }
+    manual = settings.retrieval.min_similarity > -1 or (isinstance(context, Mapping) and "min_similarity" in context)
     if isinstance(context, Mapping):
         options |= {key: context[key] for key in options if key in context}
     similarity = options["min_similarity"]
@@ -123,6 +133,8 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
     for key in ("learn", "exclude_same_question", "pieces", "explain"):
         if not isinstance(options[key], bool):
             raise InputError(f"context {key!r} is true or false; got {options[key]!r:.80}")
+    if options["tier"] not in get_args(Wanted):
+        raise InputError(f"context 'tier' is one of {', '.join(get_args(Wanted))}; got {options['tier']!r:.80}")
     if not isinstance(options["namespace"], str):
         raise InputError(f"context 'namespace' is a name; got {options['namespace']!r:.80}")
     if subject is not None:
@@ -138,4 +150,6 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         subject=check_subject(options["subject"]),
         pieces=options["pieces"],
         explain=options["explain"],
+        tier=options["tier"],
+        manual_threshold=manual,
     )

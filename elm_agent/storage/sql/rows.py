@@ -27,6 +27,7 @@ from elm_agent.records import (
     Rollout,
     Route,
     StepRecord,
+    Tier,
     UseOutcome,
     UseRecord,
     Vector,
@@ -124,7 +125,7 @@ def job_record(row: JobRow, vault: Vault) -> JobRecord:
 
 
 _USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer", "feedback_answer")
-_USE_WORDS = ("key_kind", "route", "outcome", "feedback", "feedback_effect")
+_USE_WORDS = ("key_kind", "route", "outcome", "feedback", "feedback_effect", "tier")
 
 
 @_whole
@@ -139,6 +140,7 @@ def use_record(row: UseRow, vault: Vault) -> UseRecord:
         outcome=UseOutcome(row.outcome),
         feedback=None if row.feedback is None else Feedback(row.feedback),
         feedback_effect=None if row.feedback_effect is None else Effect(row.feedback_effect),
+        tier=None if row.tier is None else Tier(row.tier),
     )
 
 

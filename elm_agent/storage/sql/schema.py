@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from elm_agent.storage.sql.faults import Damaged
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration; a test compares it with the migrations themselves."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -298,8 +298,26 @@ class UseRow(Base):
     feedback_answer: Mapped[str | None] = mapped_column(Words)
     feedback_effect: Mapped[str | None] = mapped_column(Word)
     feedback_at: Mapped[datetime | None]
+    tier: Mapped[str | None] = mapped_column(Word)
     ledgered: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
+
+
+class CalibrationRow(Base):
+    """When memories help in a namespace, found by keys of ``kind``: see ``records.Calibration``."""
+
+    __tablename__ = "calibrations"
+
+    namespace: Mapped[str] = mapped_column(Name, ForeignKey("namespaces.name"), primary_key=True)
+    kind: Mapped[str] = mapped_column(Word, primary_key=True)
+    model_id: Mapped[str] = mapped_column(Digest)
+    intercept: Mapped[float]
+    of_similarity: Mapped[float]
+    of_utility: Mapped[float]
+    uses: Mapped[int]
+    helped: Mapped[float]
+    hurt: Mapped[float]
+    fitted_at: Mapped[datetime]
 
 
 class EventRow(Base):
