@@ -9,8 +9,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
+import requests
 import schemathesis
+from api_calls import serving
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -30,10 +33,23 @@ CHECKS = [not_a_server_error, content_type_conformance, response_schema_conforma
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     home = tmp_path_factory.mktemp("fuzzed")
-    with open_runtime(
-        model=FakeModel(), trainer=FakeTrainer(), home=home, index="exact", worker={"mode": "external"}
-    ) as runtime:
-        yield schemathesis.openapi.from_asgi("/openapi.json", make_app(runtime))
+    with (
+        open_runtime(
+            model=FakeModel(), trainer=FakeTrainer(), home=home, index="exact", worker={"mode": "external"}
+        ) as runtime,
+        serving(make_app(runtime)) as url,
+    ):
+        described = httpx.get(f"{url}/openapi.json", trust_env=False).json()
+        schema = schemathesis.openapi.from_dict(described)
+        schema.config.update(base_url=url)
+        yield schema
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    with requests.Session() as made:
+        made.trust_env = False
+        yield made
 
 
 api = schemathesis.pytest.from_fixture("described")
@@ -48,5 +64,5 @@ api = schemathesis.pytest.from_fixture("described")
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-def test_no_question_is_too_strange(case: Any) -> None:
-    case.call_and_validate(checks=CHECKS)
+def test_no_question_is_too_strange(case: Any, session: requests.Session) -> None:
+    case.call_and_validate(session=session, checks=CHECKS)

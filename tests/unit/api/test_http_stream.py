@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -13,11 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
+from api_calls import serving
 
 from elm_agent import Runtime, open_runtime
 from elm_agent.api.http import make_app
-from elm_agent.api.serving import address, listen
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.streaming import TextStream
@@ -73,17 +71,12 @@ def agent(loaded: Any, tmp_path: Path) -> Iterator[Callable[..., Runtime]]:
 
 @contextmanager
 def served(runtime: Runtime, **options: Any) -> Iterator[httpx.Client]:
-    """A client of a server in a thread of its own."""
-    with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(make_app(runtime, **options), log_config=None))  # type: ignore[arg-type]
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            with httpx.Client(base_url=address(listening), timeout=DEADLINE, trust_env=False) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
+    """A client of a server of the runtime."""
+    with (
+        serving(make_app(runtime, **options)) as url,
+        httpx.Client(base_url=url, timeout=DEADLINE, trust_env=False) as client,
+    ):
+        yield client
 
 
 def events_of(reply: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:

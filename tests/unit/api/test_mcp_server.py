@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
-from api_calls import ACCESS, ADMIN, ALICE, BOB, Open, bearer
+from api_calls import ACCESS, ADMIN, ALICE, BOB, Open, bearer, serving
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 from elm_agent import Runtime
+from elm_agent.api.access import Access
 from elm_agent.api.guard import LOOPBACK
-from elm_agent.api.serving import Door, address, listen
+from elm_agent.api.serving import Door
 from elm_agent.api.tools import make_mcp_app, make_server
 from elm_agent.testing.tiny import write_tiny_model
 
@@ -102,15 +101,8 @@ async def test_a_crash_keeps_its_words_to_itself(runtime: Runtime) -> None:
 
 @contextmanager
 def served(runtime: Runtime, door: Door) -> Iterator[str]:
-    with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(make_mcp_app(runtime, door=door), log_config=None))  # type: ignore[arg-type]
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield address(listening) + "/mcp"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serving(make_mcp_app(runtime, door=door)) as url:
+        yield f"{url}/mcp"
 
 
 @asynccontextmanager
@@ -151,7 +143,7 @@ async def test_without_a_token_there_is_no_server(opened: Open) -> None:
             reply = http.post(url, json={"jsonrpc": "2.0", "id": 1, "method": "tools/list"}, headers=headers)
             assert reply.status_code == 401
             assert reply.json()["error"]["type"] == "Unauthorized"
-    with served(opened(), Door(ACCESS.__class__(), LOOPBACK)) as url, httpx2.Client(trust_env=False) as http:
+    with served(opened(), Door(Access(), LOOPBACK)) as url, httpx2.Client(trust_env=False) as http:
         reply = http.post(url, json={}, headers={"host": "evil.example"})
         assert reply.status_code == 421
 
