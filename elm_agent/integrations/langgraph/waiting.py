@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 
 from elm_agent.protocols import RowStream
 from elm_agent.records import Generation
@@ -45,8 +46,9 @@ async def afinished(begun: Future[Generation] | RowStream, tell: Tell) -> Genera
     """As ``finished``, for an event loop."""
     if isinstance(begun, Future):
         return await asyncio.wrap_future(begun)
+    run = copy_context().run  # the run's own context goes along, as `asyncio.to_thread` would have it
     try:
-        return await asyncio.get_running_loop().run_in_executor(_READERS, finished, begun, tell)
+        return await asyncio.get_running_loop().run_in_executor(_READERS, run, finished, begun, tell)
     finally:
         begun.close()
 
