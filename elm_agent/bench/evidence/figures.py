@@ -21,8 +21,11 @@ from elm_agent.bench.evidence.lines import (
     accuracy,
     candidate_right,
     grouped,
+    is_agent,
+    is_baseline,
     judged,
     key_of,
+    label_of,
     question_of,
     verdicts,
 )
@@ -93,7 +96,7 @@ class MethodFigures:
 
     @property
     def label(self) -> str:
-        return self.method if self.source is None else f"{self.method} from {self.source}"
+        return label_of(self.method, self.source)
 
     @property
     def tokens_per_question(self) -> float | None:
@@ -184,29 +187,24 @@ def compare(lines: Lines, reference: Mapping[Key, bool], name: str, items: Items
 # --- one section ------------------------------------------------------------------------------------------------
 
 
-def is_agent(method: str) -> bool:
-    """Whether a method is one of ours, which is held against every baseline."""
-    return method.split(":")[0].split("_")[0] == "elm"
-
-
-def is_baseline(method: str) -> bool:
-    """Whether a method is one that an agent should be ahead of; what sees the answers is not."""
-    return not is_agent(method) and method != ZERO_SHOT and not method.startswith("oracle")
-
-
 def _section(
     task: str | None, answers: Lines, learned: Lines, items: Items, told: Callable[[str], None]
 ) -> TaskFigures:
     groups: dict[tuple[str, str | None], list[GenerationLine]] = defaultdict(list)
     for line in answers:
         groups[line.method, line.source if line.source != line.task else None].append(line)
-    known = {name: verdicts(part) for (name, source), part in groups.items() if source is None}
+    known = {group: verdicts(part) for group, part in groups.items()}
+    zero_shot = known.get((ZERO_SHOT, None), {})
     methods = []
     for (name, source), part in groups.items():
         sources = {line.source for line in part}
         learning = [line for line in learned if line.method == name and line.task in sources]
-        against = {n: known[n] for n in known if is_agent(name) and is_baseline(n)}
-        methods.append(_method(part, learning, known.get(ZERO_SHOT, {}), against, items, source))
+        against = {
+            label_of(other, of): right
+            for (other, of), right in known.items()
+            if is_agent(name) and is_baseline(other) and of in (None, source)
+        }
+        methods.append(_method(part, learning, zero_shot, against, items, source))
         told(name)
     questions = {question_of(line, items) for line in answers}
     return TaskFigures(task=task, questions=len(questions), methods=tuple(methods))

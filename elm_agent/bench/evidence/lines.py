@@ -72,3 +72,18 @@ def grouped(lines: Lines, key: Callable[[GenerationLine], K]) -> dict[K, list[Ge
     for line in lines:
         groups.setdefault(key(line), []).append(line)
     return groups
+
+
+def label_of(method: str, source: str | None) -> str:
+    """What a report calls a method; ``source``: the other set that its memories come from."""
+    return method if source is None else f"{method} from {source}"
+
+
+def is_agent(method: str) -> bool:
+    """Whether a method is one of ours, which is held against every baseline."""
+    return method.split(":")[0].split("_")[0] == "elm"
+
+
+def is_baseline(method: str) -> bool:
+    """Whether a method is one that an agent should be ahead of; what sees the answers is not."""
+    return not is_agent(method) and method != ZERO_SHOT and not method.startswith(("oracle", "grpo"))

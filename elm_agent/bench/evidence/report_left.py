@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from elm_agent.bench.evidence.contract import Phase, Protocols, StoredRun
-from elm_agent.bench.evidence.methods import LEARNING_NOTHING
+from elm_agent.bench.evidence.methods import LEARNING_NOTHING, MAKERS
 
 Stint = tuple[str, str | None, str, int]
 """Task, the other set that memories come from, method, seed."""
@@ -34,13 +34,13 @@ def _wanted(run: StoredRun, method: str, seed: int) -> Iterator[tuple[tuple[str,
     tasks, sources = (
         [sets[words]["name"] for words in plan.get(name) or () if words in sets] for name in ("tasks", "sources")
     )
-    learns = method.partition(":")[0] not in LEARNING_NOTHING
-    match run.run.get("protocol") if learns else None:
-        case Protocols.TRANSFER:
+    base = method.partition(":")[0]
+    match run.run.get("protocol"):
+        case Protocols.TRANSFER if base not in LEARNING_NOTHING:
             for source in sources:
                 yield (source, None), sizes[source]
                 yield from (((task, source), sizes[task]) for task in tasks if task != source)
-        case Protocols.OFFLINE:
+        case Protocols.OFFLINE if base in MAKERS:
             failed = Counter(
                 line.task
                 for line in run.lines

@@ -13,7 +13,7 @@ from elm_agent.bench.evidence import report_bank, report_tables
 from elm_agent.bench.evidence.contract import Protocols
 from elm_agent.bench.evidence.figures import TaskFigures
 from elm_agent.bench.evidence.report import Report
-from elm_agent.bench.evidence.report_plots import Plots, task_plots
+from elm_agent.bench.evidence.report_plots import Plots, offline_plots, task_plots
 from elm_agent.bench.evidence.report_section import Part, Section, Table, plain
 
 LISTED = 100
@@ -25,9 +25,11 @@ def parts_of(report: Report) -> Iterator[Part]:
     plots = Plots([method.label for task in report.tasks for method in task.methods] + _names(report))
     for task in report.tasks:
         yield _task(report, task, plots)
-    found = (report_bank.offline(report.offline), report_bank.gains(report.offline), plots.offline(report.offline))
-    if kept := _present(found):
-        yield Part(title="Memories offline", sections=kept)
+    for name in dict.fromkeys(one.task for one in report.offline):
+        found = [one for one in report.offline if one.task == name]
+        tables = (report_bank.offline(found), report_bank.gains(found))
+        drawn = offline_plots(plots, found, report.run.lines)
+        yield Part(title=f"Memories offline: {name}", sections=_present((*tables, *drawn)))
     yield Part(title="Failures and data", sections=(_failures(report), *_data(report.run.run)))
 
 
@@ -55,7 +57,7 @@ def summary(report: Report) -> Iterator[tuple[str, Table, tuple[str, ...]]]:
     for task in report.tasks:
         found = report_tables.results(task)
         if found.table is not None:
-            yield "All tasks together" if task.task is None else task.task, found.table, found.notes
+            yield _named(task), found.table, found.notes
     offline = report_bank.offline(report.offline)
     if offline is not None and offline.table is not None:
         yield offline.title, offline.table, offline.notes
@@ -105,7 +107,11 @@ def _task(report: Report, task: TaskFigures, plots: Plots) -> Part:
     )
     online = report.run.run.get("protocol") == Protocols.ONLINE
     drawn = task_plots(plots, task, report.run.lines, online=online)
-    return Part(title="All tasks together" if task.task is None else task.task, sections=_present((*tables, *drawn)))
+    return Part(title=_named(task), sections=_present((*tables, *drawn)))
+
+
+def _named(task: TaskFigures) -> str:
+    return "All tasks together" if task.task is None else task.task
 
 
 def _failures(report: Report) -> Section:

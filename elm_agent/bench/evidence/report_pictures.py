@@ -104,7 +104,8 @@ def cost_and_gain(methods: Sequence[MethodFigures], colours: Mapping[str, str]) 
             x, y = method.tokens_per_question, 100 * method.versus.difference.estimate
             if found.low is not None and found.high is not None:
                 axes.plot([x, x], [100 * found.low, 100 * found.high], color=colour, lw=1.5, alpha=0.7)
-            axes.plot([x], [y], "o", color=colour, ms=6, label=method.label)
+            marker = "os^D"[_round(colours, method.label) % 4]
+            axes.plot([x], [y], marker, color=colour, ms=6, label=method.label)
         axes.axhline(0, color=GREY, lw=1)
         axes.set(xscale="log", xlabel="tokens generated for a question, learning included", ylabel="points of gain")
         _below(figure, axes)
@@ -138,11 +139,12 @@ def bank(found: BankMap) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         reach = max(1, *(abs(point.utility) for point in found.points))
+        most = max(1, *(point.uses for point in found.points))
         dots = axes.scatter(
             [point.x for point in found.points],
             [point.y for point in found.points],
             c=[point.utility for point in found.points],
-            s=[18 + 14 * point.uses for point in found.points],
+            s=[15 + 90 * point.uses / most for point in found.points],
             cmap=LinearSegmentedColormap.from_list("utility", [BAD, GREY, GOOD]),
             norm=TwoSlopeNorm(0, -reach, reach),
             edgecolors=INK,
@@ -218,13 +220,18 @@ def colours_of(methods: Sequence[str]) -> dict[str, str]:
 
 
 def _bands(axes: Axes, curves: Mapping[str, Band], colours: Mapping[str, str]) -> None:
-    for number, (name, band) in enumerate(curves.items()):
-        dashes = ("-", "--", ":")[number // len(COLOURS) % 3]
+    for name, band in curves.items():
+        dashes = ("-", "--", ":")[_round(colours, name) % 3]
         axes.plot(band.x, band.middle, color=colours[name], lw=1.8, ls=dashes, label=name)
         if band.members > 1:
             axes.fill_between(band.x, band.low, band.high, color=colours[name], alpha=0.15, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _round(colours: Mapping[str, str], name: str) -> int:
+    """How often the colours were all given before this method got one of them again."""
+    return max(0, list(colours).index(name) - 1) // len(COLOURS)
 
 
 def _below(figure: Figure, axes: Axes) -> None:

@@ -9,12 +9,15 @@ from matplotlib.figure import Figure
 from elm_agent.bench.evidence import report_pictures as pictures
 from elm_agent.bench.evidence.contract import Phase
 from elm_agent.bench.evidence.figures import TaskFigures
-from elm_agent.bench.evidence.lines import ZERO_SHOT, Key, Lines, candidate_right, grouped, key_of, verdicts
+from elm_agent.bench.evidence.lines import ZERO_SHOT, Key, Lines, candidate_right, grouped, is_agent, key_of, verdicts
 from elm_agent.bench.evidence.matrix import OfflineFigures
 from elm_agent.bench.evidence.report_section import Picture, Section, percent, plain, points
 from elm_agent.bench.evidence.report_series import Band, bank_map, rank_curves, reward_curves, stream_curves
 
 Draw = Callable[[Figure], None]
+
+CROWD = 6
+"""Most curves with bands that one picture bears."""
 
 
 class Plots:
@@ -29,14 +32,12 @@ class Plots:
         curves = stream_curves(answers)
         if not curves:
             return None
-        told = _ends(curves)
-        picture = self._picture(
-            pictures.stream(curves, self._colours), f"Right answers so far: {told}.", labels=len(curves)
-        )
-        words = (
-            "Share of right answers so far, mean over seeds; the band reaches from the lowest to the highest seed."
-        )
-        return Section(title="Accuracy over the stream", words=(words,), pictures=(picture,))
+        drawn = [
+            self._picture(pictures.stream(part, self._colours), f"{title}: {_ends(part)}.", labels=len(part))
+            for title, part in _crowds(curves)
+        ]
+        words = "Share of right answers so far, mean over seeds; the band is from the lowest to the highest seed."
+        return Section(title="Accuracy over the stream", words=(words,), pictures=tuple(drawn))
 
     def gain(self, task: TaskFigures) -> Section | None:
         """Cost against gain, and flips; None when nothing is beside zero-shot."""
@@ -121,12 +122,10 @@ class Plots:
     def offline(self, found: Sequence[OfflineFigures]) -> Section | None:
         """Threshold curves, and the matrix of every seed; None without a matrix."""
         drawn = []
-        for task in dict.fromkeys(one.task for one in found):
-            shown = [one for one in found if one.task == task and one.curve]
-            if shown:
-                told = "; ".join(f"{one.method} {percent(one.improving)} improve" for one in shown)
-                alt = f"{task}, share of memories by gain: {told}."
-                drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt, labels=len(shown)))
+        if shown := [one for one in found if one.curve]:
+            told = "; ".join(f"{one.method} {percent(one.improving)} improve" for one in shown)
+            alt = f"Share of memories by gain: {told}."
+            drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt, labels=len(shown)))
         for one in found:
             for seed in one.seeds:
                 order = [memory.learner for memory in one.memories if memory.seed == seed.seed]
@@ -158,6 +157,26 @@ def task_plots(plots: Plots, task: TaskFigures, lines: Lines, *, online: bool) -
     yield plots.retrieval(task)
     yield plots.maps(answers, learned)
     yield plots.rewards(learned)
+
+
+def offline_plots(plots: Plots, found: Sequence[OfflineFigures], lines: Lines) -> Iterator[Section | None]:
+    """The pictures of the memories that one task's matrix is of."""
+    task = found[0].task
+    learned = [one for one in lines if one.phase is Phase.LEARN and one.task == task]
+    yield plots.offline(found)
+    yield plots.maps([one for one in lines if one.phase is Phase.ANSWER and one.task == task], learned)
+    yield plots.rewards(learned)
+
+
+def _crowds(curves: Mapping[str, Band]) -> Iterator[tuple[str, dict[str, Band]]]:
+    """All in one picture, or ours and the others apart when they are many; zero-shot is in both."""
+    if len(curves) <= CROWD:
+        yield "Right answers so far", dict(curves)
+        return
+    for title, ours in (("Our methods, right answers so far", True), ("Baselines, right answers so far", False)):
+        part = {name: band for name, band in curves.items() if name == ZERO_SHOT or is_agent(name) == ours}
+        if part.keys() - {ZERO_SHOT}:
+            yield title, part
 
 
 def _ends(curves: Mapping[str, Band]) -> str:

@@ -137,7 +137,7 @@ def against(task: TaskFigures) -> Section | None:
     found = [(method, one) for method in task.methods for one in method.against]
     if not found:
         return None
-    costs = {method.method: method.tokens_per_question for method in task.methods if method.source is None}
+    costs = {method.label: method.tokens_per_question for method in task.methods}
     rows = tuple(
         (
             method.label,

@@ -117,7 +117,9 @@ def whole_matrix(*, questions: int = 8, seeds: int = 2) -> list[GenerationLine]:
         plain = [rng.random() < 0.5 for _ in range(questions)]
         lines += [answer("zero_shot", n, right, seed=seed) for n, right in enumerate(plain)]
         for learner in range(questions):
-            lines.append(learn("elm_input", learner, seed=seed))
+            key, curve = (float(learner), rng.random(), 1.0), ({"vote_share": 0.5}, {"vote_share": 0.75})
+            lines.append(learn("elm", learner, seed=seed, key=key, curve=curve))
             for n in range(questions):
-                lines.append(answer("elm_input", n, rng.random() < 0.6, seed=seed, learner=f"q{learner}"))
+                made = {"learner": f"q{learner}", "memory_id": f"m{learner}", "memory_item": f"q{learner}"}
+                lines.append(answer("elm", n, rng.random() < 0.6, seed=seed, **made))
     return lines

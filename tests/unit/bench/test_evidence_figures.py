@@ -313,8 +313,10 @@ def test_memories_of_another_set_are_a_method_of_their_own() -> None:
         answer("zero_shot", 0, False, task="products", source=None),
         answer("elm_kv", 0, True, task="products", source="sums"),
     ]
-    [task] = task_figures(lines, {})
-    assert [one.label for one in task.methods] == ["zero_shot", "elm_kv from sums"]
+    other = [answer("icl", 0, False, task="products", source=source) for source in ("sums", "words")]
+    [task] = task_figures([*lines, *other], {})
+    assert [one.label for one in task.methods] == ["zero_shot", "elm_kv from sums", "icl from sums", "icl from words"]
+    assert [one.reference for one in task.methods[1].against] == ["icl from sums"]
     assert task.methods[1].learning.tokens == 70
     assert task.methods[1].versus is not None
     assert task.methods[1].versus.fixed == 1

@@ -140,8 +140,9 @@ def test_every_plot_is_there(stream: dict[str, str], matrix: dict[str, str]) -> 
     for words in ("so far", "gain", "fixed and broken", "retrievals by rank", "memories;", "rollouts that agree"):
         assert words in alts
     alts = " ".join(svg["aria-label"] or "" for svg in Page(matrix["report.html"]).all("svg"))
-    assert "share of memories by gain" in alts
-    assert alts.count("8 memories;") == 2  # a matrix for each seed
+    for words in ("Share of memories by gain", "16 memories;", "rollouts that agree"):
+        assert words in alts
+    assert alts.count(" 8 memories;") == 2  # a matrix for each seed
 
 
 def test_a_report_is_the_same_when_it_is_made_again(tmp_path: Path, stream: dict[str, str]) -> None:
@@ -288,4 +289,4 @@ def test_what_a_transfer_has_left(tmp_path: Path) -> None:
 def test_what_a_matrix_has_left(tmp_path: Path) -> None:
     lines = [line for line in whole_matrix(questions=3, seeds=1) if (line.learner, line.item_id) != ("q2", "q1")]
     run = read_run(write_run(tmp_path / "run", lines, protocol="offline"))
-    assert build(run).unfinished == ("elm_input, seed 0: 8 of 9 answers on sums",)
+    assert build(run).unfinished == ("elm, seed 0: 8 of 9 answers on sums",)
