@@ -53,7 +53,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(elm: Elm, bank: Bank) -> None
     assert_one_sentence(
         elm("feedback", "use_x", "right"), 3, "no use 'use_x' in namespace 'default': `elm-agent ask`"
     )
-    assert_one_sentence(elm("feedback", use, "perhaps"), 2, "'perhaps' is not one of 'right', 'wrong'")
+    assert_one_sentence(elm("feedback", use, "perhaps"), 2, "'perhaps' is not one of")
     assert_one_sentence(elm("feedback", use, "wrong", "--answer", "42"), 2, "'42' means the same: say right")
     assert error_of(elm("feedback", use, "right", "--answer", "", "--json"))["message"].startswith(
         "an answer has 1 to"
