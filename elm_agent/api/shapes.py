@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from elm_agent.memory.answering import LONGEST_SUBJECT
 from elm_agent.memory.feedback import LONGEST_ANSWER
-from elm_agent.records import Candidate, Episode, EventRecord, Feedback, MemoryRecord, Route, Tier, UseRecord
+from elm_agent.records import Candidate, Episode, EventRecord, Feedback, MemoryRecord, Route, UseRecord
 
 LONGEST_QUESTION = 20_000  # characters; the model's context is the nearer limit
 MOST_FOUND = 100  # memories recalled at once, as of `retrieval.top_k`
@@ -80,7 +80,6 @@ class Answered(BaseModel):
     similarity: float | None
     use_id: str | None
     job_id: str | None
-    tier: Tier | None = None
     explanation: dict[str, Any] | None = None
 
 

@@ -34,7 +34,7 @@ async def while_there(request: Request, work: Awaitable[Made]) -> Made:
     finally:
         for task in (working, leaving):
             task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.wait({working, leaving})
 
 
 async def event_stream(events: AsyncGenerator[Event, None]) -> StreamingResponse:

@@ -6,7 +6,7 @@ Whoever calls has checked that the namespace may be seen. Reading methods block 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
@@ -39,6 +39,7 @@ class Verbs:
         self._graph = build_graph(runtime)
         self._most_asked = most_asked
         self._asked = 0
+        self._runs: set[asyncio.Task[Any]] = set()  # the loop itself holds none of its tasks
 
     @property
     def namespace(self) -> str:
@@ -58,12 +59,13 @@ class Verbs:
         explain: bool = False,
     ) -> Answered:
         """One answer. None is as configured. Cancelled, its rows are freed. Raises as the graph, and ``Busy``."""
+        context = _context(namespace, learn=learn, min_similarity=min_similarity, explain=explain)
         async with self._turn():
-            result = await self._graph.ainvoke(
-                {"question": question, "subject": subject},
-                context=_context(namespace, learn=learn, min_similarity=min_similarity, explain=explain),
-            )
-        return answered(result)
+            run = self._begun(self._graph.ainvoke({"question": question, "subject": subject}, context=context))
+            try:
+                return answered(await asyncio.shield(run))
+            finally:
+                run.cancel()
 
     async def asking(
         self,
@@ -84,7 +86,7 @@ class Verbs:
         context = _context(namespace, **options, pieces=True)
         events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         async with self._turn():
-            run = asyncio.create_task(self._run({"question": question, "subject": subject}, context, events))
+            run = self._begun(self._run({"question": question, "subject": subject}, context, events))
             try:
                 while True:
                     try:
@@ -98,7 +100,14 @@ class Verbs:
                         return
             finally:
                 run.cancel()
-                await asyncio.gather(run, return_exceptions=True)
+
+    def _begun(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task that whoever asked can cancel once. Cancelled again and again, as servers do it, the graph would
+        leave its rows behind half-way through its own clearing up."""
+        run = asyncio.create_task(work)
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        return run
 
     async def _run(self, asked: Any, context: RunContext, events: asyncio.Queue[Any]) -> None:
         """One task walks through the graph's stream from its beginning to its end, as the stream expects."""
