@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -153,16 +154,17 @@ def _said(error: Exception) -> tuple[int, str]:
 
 
 def _failure(desk: Desk, request: Request, status: int, sentence: str) -> Response:
-    if request.url.path.endswith(".json"):
+    if request.scope["path"].endswith(".json"):
         return JSONResponse({"problem": sentence}, status_code=status)
     return desk.page(request, "problem.html", code=status, sentence=sentence, onward=_onward(request, status))
 
 
 def _onward(request: Request, status: int) -> str:
     """Where to go from a failure: to what a form was about, to the page itself, or to the first one."""
-    path = "/" + request.url.path.lstrip("/")  # two slashes would lead to another host
+    path = "/" + quote(request.scope["path"].lstrip("/"))  # two slashes would lead to another host
     if request.method == "POST":
         return path.rpartition("/")[0] or "/"
     if status != 403:
         return "/"
-    return f"{path}?{request.url.query}" if request.url.query else path
+    query = request.scope["query_string"].decode("latin-1")
+    return f"{path}?{query}" if query else path

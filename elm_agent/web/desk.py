@@ -54,7 +54,7 @@ class Desk:
             "signed_in": session.holder is not None and not self.sessions.open_to_all,
             "namespace": info,
             "may_change": info is not None and self.walls.may_change(info),
-            "path": request.url.path,
+            "path": request.scope["path"],  # not of `request.url`, which a wild Host header breaks
             "code": code,
         }
         text = self.templates.get_template(template).render(known | context)

@@ -203,7 +203,7 @@ class _Walk:
             if not separator or not _ID.fullmatch(memory_id):
                 raise ValueError
             return self._read(value), memory_id
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, OSError):  # the last two: a time beyond the calendar
             raise InputError(f"{text[:80]!r} is no place in this order: begin at the first page") from None
 
     def name(self, place: _Place | None) -> str | None:

@@ -130,5 +130,5 @@ def _place(text: str) -> tuple[datetime, str]:
             raise ValueError
         when_made = datetime.fromtimestamp(int(moment[:-6]), UTC).replace(microsecond=int(moment[-6:]))
         return when_made, forms.known(job_id, "job")
-    except (ValueError, OverflowError, NotFound):
+    except (ValueError, OverflowError, OSError, NotFound):
         raise InputError(f"{text[:80]!r} is no place among jobs: begin at the first page") from None

@@ -29,5 +29,5 @@ def show(desk: Desk, request: Request) -> Response:
         states=list(MemoryState),
         jobs=jobs,
         job_states=list(JobState),
-        database=desk.bank.database.where,
+        database=desk.bank.database.where if desk.walls.all_of(holder) else None,
     )

@@ -32,7 +32,7 @@ def local_bank(tmp_path: Path) -> Iterator[Bank]:
 
 @pytest.fixture
 def memory_ids(local_bank: Bank) -> list[str]:
-    return fill(local_bank, "default", 12)
+    return fill(local_bank, "default", 12, at_once=True)
 
 
 @pytest.fixture

@@ -63,13 +63,15 @@ def words_of(answer: Response) -> str:
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", answer.text)).split())
 
 
-def fill(bank: Bank, namespace: str, count: int, **other: Any) -> list[str]:
-    """So many active memories, asked "What is 0 times 7?" and so on, one after the other in time."""
+def fill(bank: Bank, namespace: str, count: int, *, at_once: bool = False, **other: Any) -> list[str]:
+    """So many active memories, asked "What is 0 times 7?" and so on, one after the other in time or ``at_once``."""
     bank.bind(namespace, model_of(WIDTH))
     items = [
         replace(item, question=f"What is {n} times 7?", final_vote_share=n / count, **other)
         for n, item in enumerate(made_up(np.random.default_rng(0), count, WIDTH))
     ]
+    if at_once:
+        return [memory_id for memory_id, _ in bank.adopt(namespace, items, actor="test")]
     return [bank.adopt(namespace, [item], actor="test")[0][0] for item in items]
 
 
