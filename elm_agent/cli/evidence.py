@@ -151,6 +151,8 @@ class _Teller:
         elif name == "method":
             self._words = f"{detail['method']}, seed {detail['seed']}, {detail.get('task') or detail['source']}"
             self._bar(0, self._words)
+        elif name == "prepare":
+            self._bar(0, f"{self._words}, {detail['done']} of {detail['total']} memories trained")
         elif name in ("answer", "learn"):
             self._line(name, detail["line"])
             return
@@ -180,7 +182,7 @@ class _Teller:
             fields = ("method", "seed", "task", "source", "position", "item_id", "learner", "answer", "route")
             told = {field: getattr(line, field) for field in (*fields, "correct", "failure", "tokens", "seconds")}
             self._show.event(name, told)
-        self._bar(name == "answer", f"{self._words}{', learning' if name == 'learn' else ''}")
+        self._bar(name == "answer", self._words)
 
 
 def _sum_up(show: Output, lines: Sequence[GenerationLine], out: Path) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from elm_agent.records import Candidate, question_digest
 
@@ -219,6 +219,15 @@ class Method(Protocol):
 
     def close(self) -> None:
         """Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A method or maker with work that depends on each item alone, and is quicker done for many at once."""
+
+    def prepare(self, items: Sequence[Item]) -> None:
+        """Told once, before the first answer, what will be learned from. The results are the same without it."""
         ...
 
 

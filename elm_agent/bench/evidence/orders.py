@@ -48,6 +48,7 @@ def transfer(
 def offline(walk: Walk, open_maker: Callable[[], Maker], items: Sequence[Item]) -> None:
     """Make a memory of each item alone, and answer every item with it. A memory that failed answers nothing."""
     with closing(open_maker()) as maker:
+        walk.prepare(maker, [item for n, item in enumerate(items) if walk.stored(Phase.LEARN, n, item) is None])
         for position, learner in enumerate(items):
             if walk.make(maker, position, learner).failure is None:
                 numbered = list(enumerate(items))
@@ -55,10 +56,23 @@ def offline(walk: Walk, open_maker: Callable[[], Maker], items: Sequence[Item]) 
                     walk.answer_with(maker, learner, numbered[start : start + BATCH])
 
 
+def whole(walk: Walk, open_method: Callable[[], Method], items: Sequence[Item]) -> None:
+    """Learn from the whole set at once, then answer it: the offline references."""
+    if _answered(walk, items) and _learned(walk, items):
+        return
+    with closing(open_method()) as method:
+        walk.prepare(method, items)
+        for position, item in enumerate(items):
+            walk.learn(method, position, item)
+        for position, item in enumerate(items):
+            walk.answer(method, position, item)
+
+
 def _study(walk: Walk, method: Method, items: Sequence[Item]) -> None:
     known = 0
     if method.learns:
         known = next((n for n, item in enumerate(items) if not walk.restore(method, n, item)), len(items))
+        walk.prepare(method, items[known:])
     for position, item in enumerate(items):
         line = walk.answer(method, position, item)
         if method.learns and position >= known:

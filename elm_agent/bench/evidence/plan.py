@@ -7,8 +7,8 @@ from typing import Any
 
 from elm_agent.bench.evidence.contract import Protocols, TaskSet
 from elm_agent.bench.evidence.judging import PROMPTS
-from elm_agent.bench.evidence.methods import LEARNING_NOTHING, MAKERS, factory_of
-from elm_agent.bench.evidence.methods.variants import recipe_of, settings_of
+from elm_agent.bench.evidence.methods import LEARNING_NOTHING, MAKERS, WHOLE_SET, factory_of
+from elm_agent.bench.evidence.methods.variants import recipe_and_epochs, recipe_of, settings_of
 from elm_agent.bench.evidence.task_sets import load_task_set
 from elm_agent.errors import InputError
 from elm_agent.settings import Settings
@@ -47,6 +47,11 @@ def learns(method: str) -> bool:
     return method.partition(":")[0] not in LEARNING_NOTHING
 
 
+def of_whole_set(method: str) -> bool:
+    """Whether a method learns from the whole set before it answers."""
+    return method.partition(":")[0] in WHOLE_SET
+
+
 def check(plan: Plan, settings: Settings) -> None:
     """Raise ``InputError`` or ``SettingsError`` for a plan that cannot be carried out."""
     for name, given in (("--tasks", plan.tasks), ("--methods", plan.methods), ("--seeds", plan.seeds)):
@@ -68,11 +73,15 @@ def _check_method(name: str, protocol: Protocols, settings: Settings) -> None:
     factory_of(name)
     base = name.partition(":")[0]
     if protocol is Protocols.OFFLINE:
-        if base not in MAKERS and base not in LEARNING_NOTHING:
-            able = ", ".join(sorted({*MAKERS, *LEARNING_NOTHING}))
+        if base not in {*MAKERS, *LEARNING_NOTHING, *WHOLE_SET}:
+            able = ", ".join(sorted({*MAKERS, *LEARNING_NOTHING, *WHOLE_SET}))
             raise InputError(f"method {name!r} makes no memories of one question each: offline can have {able}")
-        if base in MAKERS:
+        if base in WHOLE_SET:
+            recipe_and_epochs(name, settings, seed=0)
+        elif base in MAKERS:
             recipe_of(name, settings, seed=0)
+    elif base in WHOLE_SET:
+        raise InputError(f"method {name!r} needs the whole set at once: `elm-agent bench offline` has it")
     elif base.partition("_")[0] in ("elm", "oracle"):
         settings_of(name, settings, seed=0)
 
@@ -112,7 +121,7 @@ def answers_of(plan: Plan, sets: dict[str, TaskSet]) -> int:
     total = 0
     for method in plan.methods:
         asked = sum(sizes[words] for words in plan.tasks)
-        if plan.protocol is Protocols.OFFLINE and learns(method):
+        if plan.protocol is Protocols.OFFLINE and learns(method) and not of_whole_set(method):
             asked = sum(sizes[words] ** 2 for words in plan.tasks)
         elif plan.protocol is Protocols.TRANSFER and learns(method):
             asked = sum(

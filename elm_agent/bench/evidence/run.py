@@ -26,7 +26,7 @@ from elm_agent.bench.evidence.contract import (
 from elm_agent.bench.evidence.folder import RunFolder, told_of
 from elm_agent.bench.evidence.judging import judge_of, task_of
 from elm_agent.bench.evidence.methods import MAKERS, open_method
-from elm_agent.bench.evidence.plan import Plan, answers_of, check, head_of, learns, sets_of
+from elm_agent.bench.evidence.plan import Plan, answers_of, check, head_of, learns, of_whole_set, sets_of
 from elm_agent.bench.evidence.walk import Walk
 from elm_agent.protocols import LanguageModel, Observer, Task
 from elm_agent.settings import Settings
@@ -124,7 +124,9 @@ class _Run:
             walk = self._walk(made, made.name if learns(method) else None, method, seed)
 
             def work(made: TaskSet = made, walk: Walk = walk) -> None:
-                if learns(method):
+                if of_whole_set(method):
+                    orders.whole(walk, lambda: self._open(made, method, seed), made.items)
+                elif learns(method):
                     orders.offline(walk, lambda: self._open_maker(made, method, seed), made.items)
                 else:
                     orders.online(walk, lambda: self._open(made, method, seed), made.items, learns=False)

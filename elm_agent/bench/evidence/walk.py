@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from elm_agent.bench.evidence.contract import (
     Method,
     Outcome,
     Phase,
+    Prepares,
 )
 from elm_agent.bench.evidence.folder import RunFolder
 from elm_agent.bench.evidence.judging import Judge, judged
@@ -84,6 +85,11 @@ class Walk:
             method.restore(_shown(item, method), learned_of(line))
         return line is not None
 
+    def prepare(self, method: Method | Maker, items: Sequence[Item]) -> None:
+        """Tell a method that wants to know what it will learn from."""
+        if isinstance(method, Prepares) and items:
+            method.prepare([_shown(item, method) for item in items])
+
     def answer(self, method: Method, position: int, item: Item) -> GenerationLine:
         """The line of the answered item, stored."""
         empty = self.line(Phase.ANSWER, position, item)
@@ -92,11 +98,11 @@ class Walk:
             return self._keep(judged(line, item, self._judge), item)
         return line
 
-    def learn(self, method: Method, position: int, item: Item, answered: GenerationLine) -> None:
-        """Learn from an item that was answered, unless that is stored."""
+    def learn(self, method: Method, position: int, item: Item, answered: GenerationLine | None = None) -> None:
+        """Learn from an item, which may have been answered, unless that is stored."""
         empty = self.line(Phase.LEARN, position, item)
         if self._folder.find(empty) is None:
-            outcome = outcome_of(answered) if answered.failure is None else None
+            outcome = None if answered is None or answered.failure is not None else outcome_of(answered)
             line = _timed(empty, lambda: _learned(empty, method.learn(_shown(item, method), outcome)))
             self._keep(line, item)
 
@@ -120,7 +126,11 @@ class Walk:
             lines = [_answered(line, made) for (line, _), made in zip(missing, outcomes, strict=True)]
         except Exception as error:
             _raise_what_ends_the_run(error)
-            logger.warning("%s failed on a batch", self._method, exc_info=error)
+            if len(batch) > 1:  # one question may have spoilt it for all
+                for one in batch:
+                    self.answer_with(maker, learner, [one])
+                return
+            logger.warning("%s failed on %s", self._method, missing[0][0].item_id, exc_info=error)
             lines = [replace(line, failure=describe(error)) for line, _ in missing]
         each = (time.perf_counter() - started) / len(missing)
         for line, (_, item) in zip(lines, missing, strict=True):
@@ -182,5 +192,5 @@ def _raise_what_ends_the_run(error: Exception) -> None:
         raise error
 
 
-def _shown(item: Item, method: Method | Maker) -> Item:
+def _shown(item: Item, method: Any) -> Item:
     return item if method.sees_answers else item.blind()

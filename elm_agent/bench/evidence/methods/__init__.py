@@ -36,6 +36,8 @@ METHODS: dict[str, MethodFactory] = {
     "oracle": _made_by("elm:Oracle"),
     "oracle_input": _made_by("elm:Oracle"),
     "oracle_kv": _made_by("elm:Oracle"),
+    "ttrl": _made_by("whole_set:WholeSet"),
+    "grpo": _made_by("whole_set:WholeSet"),
     "self_consistency": _made_by("self_consistency:SelfConsistency"),
     "verifier_at_2": _made_by("verifier_at_2:VerifierAt2"),
     "icl": _made_by("icl:Icl"),
@@ -53,6 +55,9 @@ MAKERS: dict[str, MakerFactory] = {"elm": _maker_by("elm_alone:ElmAlone")}
 NUMBERED = frozenset({"self_consistency", "lag_tts", "exp_rag"})
 """Methods whose name may end in a number: of samples, or of what is retrieved."""
 
+WHOLE_SET = frozenset({"ttrl", "grpo"})
+"""Methods that learn from the whole set before the first answer: the offline protocol alone has them."""
+
 LEARNING_NOTHING = frozenset({"zero_shot", "self_consistency", "verifier_at_2"})
 """Methods that answer alike whatever came before: no source is gone through for them."""
 
@@ -67,7 +72,7 @@ def factory_of(name: str) -> MethodFactory:
     factory = METHODS.get(name.partition(":")[0])
     if factory is None:
         raise InputError(f"unknown method {name!r}: expected some of {', '.join(sorted(METHODS))}")
-    if not name.startswith(("elm", "oracle")):  # those read their words themselves: ``variants``
+    if not name.startswith(("elm", "oracle", *WHOLE_SET)):  # those read their words themselves: ``variants``
         _check_number(name)
     return factory
 

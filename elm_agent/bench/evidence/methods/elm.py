@@ -6,7 +6,9 @@ so that those which differ in retrieval alone do not train twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from elm_agent.bench.evidence.contract import CandidateLine, Item, Learned, Outcome, Workplace
 from elm_agent.bench.evidence.methods.elm_parts import (
@@ -19,10 +21,12 @@ from elm_agent.bench.evidence.methods.elm_parts import (
     trainer_at,
 )
 from elm_agent.bench.evidence.methods.variants import settings_of
+from elm_agent.bench.evidence.methods.watched import Watched
 from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
 from elm_agent.errors import NotFound, StorageError, TaskError, TrainingError
 from elm_agent.integrations.langgraph import build_graph
-from elm_agent.records import Candidate, JobState, KeyKind, MemoryRecord, Route
+from elm_agent.memory.learn import memory_seed
+from elm_agent.records import Candidate, JobState, KeyKind, Route
 from elm_agent.runtime import Runtime, open_runtime
 
 
@@ -36,24 +40,38 @@ class Elm:
         self.name = name
         self._place = workplace
         self._settings = own_bank(settings_of(name, workplace.settings, seed=workplace.seed), workplace)
-        self._trainer = trainer_at(workplace, owner=f"{name}/{workplace.seed}")
+        self._owner = f"{name}/{workplace.seed}"
+        self._trainer = trainer_at(workplace, owner=self._owner)
+        self._model = Watched(workplace.model)  # what is drawn in training is counted by the trainer
+        self._probing = 0.0  # seconds
         self._runtime: Runtime = open_runtime(
             self._settings,
-            model=workplace.model,
+            model=self._model,
             task=workplace.task,
             trainer=self._trainer,
-            observe=workplace.observe,
+            observe=self._hear,
             owns_index=False,
         )
         self._graph = build_graph(self._runtime)
         self._learners: dict[str, str] = {}  # memory id -> id of its item
 
+    def prepare(self, items: Sequence[Item]) -> None:
+        """Train in cohorts: a memory depends on its question alone. Each comes into the bank when it is learned."""
+        recipe = self._runtime.recipe
+        self._trainer.prepare(
+            [item.question for item in items],
+            recipe=recipe,
+            seed_of=lambda question: memory_seed(recipe, question),
+            together=self._place.settings.worker.concurrency,
+        )
+
     def answer(self, item: Item) -> Outcome:
-        result = self._graph.invoke({"question": item.question}, context={"learn": False})
+        self._model.start()
+        result = self._graph.invoke({"question": item.question}, context={"learn": False, "explain": True})
         roles = {role: made for role in ("zero_shot", "memory") if (made := result["candidates"][role])}
         candidates = {role: CandidateLine.of(role, Candidate(**made)) for role, made in roles.items()}
         memory_id = result["memory_id"]
-        read = len(self._place.model.encode(self._place.task.messages(item.question)))
+        counts = self._model.counts
         return Outcome(
             answer=result["answer"],
             text=result["text"],
@@ -63,21 +81,23 @@ class Elm:
             memory_id=memory_id,
             memory_item=self._learners.get(memory_id or ""),
             similarity=result["similarity"],
-            tokens=sum(one.tokens for one in candidates.values()),
-            prompt_tokens=read * len(candidates) + ("memory" in candidates) * self._runtime.recipe.positions,
-            detail={"explained": explained} if (explained := result.get("explanation")) else {},
+            tokens=counts["tokens"],
+            prompt_tokens=counts["prompt_tokens"] + ("memory" in candidates) * self._runtime.recipe.positions,
+            detail={"explanation": result.get("explanation")},
         )
 
     def learn(self, item: Item, outcome: Outcome | None) -> Learned:
         del outcome
         jobs, runtime = self._runtime.bank.jobs, self._runtime
+        self._model.start()
+        self._probing = 0.0
         job, _ = jobs.enqueue(
             NAMESPACE,
             item.question,
             task=runtime.task.name,
             model_id=runtime.model.fingerprint.id,
             recipe=runtime.recipe,
-            max_attempts=1,
+            max_attempts=runtime.settings.worker.max_attempts,
         )
         runtime.runner.notify()
         job = wait_for(
@@ -87,40 +107,56 @@ class Elm:
         )
         if job.state is not JobState.DONE or job.memory_id is None:
             raise TrainingError(f"nothing was learned: {job.reason or job.state.value}")
-        memory = runtime.bank.memory(NAMESPACE, job.memory_id)
-        self._learners[memory.id] = item.id
-        return self._learned(item, memory)
+        runtime.runner.wait_idle()  # a split vote may have queued the question again
+        return self._learned(item, job.memory_id)
 
     def restore(self, item: Item, learned: Learned) -> None:
-        if learned.memory_id is None:
-            return
-        try:
-            self._runtime.bank.memory(NAMESPACE, learned.memory_id)
-        except NotFound:
-            raise StorageError(
-                f"memory {learned.memory_id} of this run is not in {self._settings.home}: put the folder `work` "
-                "back, or begin another run with --out"
-            ) from None
-        self._learners[learned.memory_id] = item.id
+        for memory_id in learned.kept.get("memories", ()):
+            try:
+                self._runtime.bank.memory(NAMESPACE, memory_id)
+            except NotFound:
+                raise StorageError(
+                    f"memory {memory_id} of this run is not in {self._settings.home}: put the folder `work` back, or "
+                    "begin another run with --out"
+                ) from None
+            self._learners[memory_id] = item.id
 
     def close(self) -> None:
         self._runtime.close()
 
-    def _learned(self, item: Item, memory: MemoryRecord) -> Learned:
-        episode = self._runtime.bank.episode(NAMESPACE, memory.id)
-        keys = self._runtime.bank.keys(NAMESPACE, memory.id)
-        kind = self._settings.retrieval.key
-        mine = self._trainer.owners.get(item.digest) == f"{self.name}/{self._place.seed}"
+    def _hear(self, name: str, detail: dict[str, Any]) -> None:
+        if name == "probe.done":
+            self._probing += detail["seconds"]
+        self._place.observe(name, detail)
+
+    def _learned(self, item: Item, memory_id: str) -> Learned:
+        """What the bank has since then: one memory, two of a question learned again, none of an equal question."""
+        bank = self._runtime.bank
+        memory = bank.memory(NAMESPACE, memory_id)
+        equal = [one for one in bank.memories(NAMESPACE) if one.question_digest == item.digest]
+        made = [one for one in equal if one.id not in self._learners]
+        self._learners |= dict.fromkeys((one.id for one in made), item.id)
+        if not made:
+            return Learned(
+                memory_id=memory_id, state=memory.state.value, reason="an equal question was learned before"
+            )
+        probe = self._model.counts
+        episodes = [bank.episode(NAMESPACE, one.id) for one in made]
+        keys = bank.keys(NAMESPACE, memory_id)
+        steps = [step for episode in episodes for step in episode.curve]
+        seed = memory_seed(memory.recipe, item.question)
+        mine = self._owner == self._trainer.owner_of(item.question, recipe=memory.recipe, seed=seed)
         return Learned(
-            memory_id=memory.id,
+            memory_id=memory_id,
             state=memory.state.value,
             reason=memory.reason,
-            texts=rollout_lines(episode.rollouts) if mine else (),
-            curve=step_lines(episode.curve),
-            key=rounded(keys.kv if kind is KeyKind.KV else keys.input),
-            tokens=sum(step.tokens for step in episode.curve),
-            prompt_tokens=read_in_training(self._place, item, memory.recipe, len(episode.curve)),
-            seconds=episode.seconds,
+            texts=rollout_lines(one for episode in episodes for one in episode.rollouts) if mine else (),
+            curve=step_lines(bank.episode(NAMESPACE, memory_id).curve),
+            key=rounded(keys.kv if self._settings.retrieval.key is KeyKind.KV else keys.input),
+            tokens=sum(step.tokens for step in steps) + probe["tokens"],
+            prompt_tokens=read_in_training(self._place, item, memory.recipe, len(steps)) + probe["prompt_tokens"],
+            seconds=sum(episode.seconds for episode in episodes) + self._probing,
+            kept={"memories": sorted(one.id for one in made)},
         )
 
 
@@ -131,13 +167,7 @@ class Oracle(Elm):
 
     def answer(self, item: Item) -> Outcome:
         outcome = super().answer(item)
-        right = next((one for one in outcome.candidates if one.answer and self._right(item, one.answer)), None)
-        if right is None:
-            return outcome
-        route = outcome.route
-        if route in (Route.MEMORY, Route.ZERO_SHOT):
-            route = Route.MEMORY if right.role == "memory" else Route.ZERO_SHOT
-        return replace(outcome, answer=right.answer, text=right.text, route=route)
+        return best_of(outcome, lambda answer: self._right(item, answer))
 
     def _right(self, item: Item, answer: str) -> bool:
         judge = self._place.judge
@@ -145,3 +175,13 @@ class Oracle(Elm):
             return judge(item, answer) if judge is not None else self._place.task.equivalent(answer, item.answer)
         except TaskError:  # cannot be compared, so it cannot be chosen; the runner records why
             return False
+
+
+def best_of(outcome: Outcome, right: Callable[[str], bool]) -> Outcome:
+    """The outcome with the candidate that is right, if one is."""
+    found = next((one for one in outcome.candidates if one.answer is not None and right(one.answer)), None)
+    if found is None:
+        return outcome
+    decided = outcome.route in (Route.MEMORY, Route.ZERO_SHOT)
+    route = Route(found.role).value if decided else outcome.route
+    return replace(outcome, answer=found.answer, text=found.text, route=route)

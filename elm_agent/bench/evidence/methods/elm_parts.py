@@ -13,6 +13,14 @@ from elm_agent.records import Recipe, Rollout, StepRecord, Vector
 from elm_agent.settings import Settings
 
 NAMESPACE = "evidence"
+WORKER = {
+    "mode": "inline",
+    "max_attempts": 3,  # of a question whose process was killed
+    "backoff_seconds": 0,
+    "poll_seconds": 0.05,
+    "heartbeat_seconds": 2,
+    "lease_seconds": 10,  # how long a run that goes on waits for its own dead worker
+}
 
 
 def trainer_at(place: Workplace, *, owner: str, answers: Mapping[str, str] | None = None) -> RememberedTrainer:
@@ -27,7 +35,9 @@ def trainer_at(place: Workplace, *, owner: str, answers: Mapping[str, str] | Non
         if answers is None
         else GrpoTrainer(place.model, place.task, answers=answers)
     )
-    return RememberedTrainer(trainer, place.shared, model=place.model, task=place.task, owner=owner)
+    return RememberedTrainer(
+        trainer, place.shared, model=place.model, task=place.task, owner=owner, observe=place.observe
+    )
 
 
 def own_bank(settings: Settings, place: Workplace) -> Settings:
@@ -41,13 +51,7 @@ def own_bank(settings: Settings, place: Workplace) -> Settings:
         tensor_options={},
         index="exact",
         learn=False,
-        worker={
-            "mode": "inline",
-            "max_attempts": 1,
-            "poll_seconds": 0.05,
-            "lease_seconds": 20,
-            "heartbeat_seconds": 4,
-        },
+        worker=WORKER,
     )
 
 

@@ -26,6 +26,9 @@ WORDS = {
 }
 """The setting that a word stands for."""
 
+EPOCHS = 10
+"""Steps on each question: as many as a memory of its own has."""
+
 OFFLINE_WORDS = {"full": "parameterisation", "grpo_ground_truth": "objective"}
 """What only a study may do, so that no setting allows it."""
 
@@ -63,6 +66,19 @@ def recipe_of(name: str, settings: Settings, *, seed: int) -> Recipe:
     recipe = settings_of(f"{base}:{plain}", settings, seed=seed).learning.recipe()
     changed = {OFFLINE_WORDS[word]: word for word in given if word in OFFLINE_WORDS}
     return replace(recipe, **changed)  # type: ignore[arg-type]  # both are fields with a text
+
+
+def recipe_and_epochs(name: str, settings: Settings, *, seed: int) -> tuple[Recipe, int]:
+    """What the name of a method of the whole set says. Raises ``InputError`` or ``SettingsError``."""
+    base, _, words = name.partition(":")
+    given = [word for word in words.split("+") if word]
+    counts = [word.removeprefix("epochs=") for word in given if word.startswith("epochs=")]
+    if any(not count.isdecimal() or int(count) < 1 for count in counts):
+        raise InputError(f"method {name!r}: epochs are a whole number of at least 1")
+    rest = "+".join(word for word in given if not word.startswith("epochs="))
+    recipe = recipe_of(f"{base}:{rest}", settings, seed=seed)
+    objective = "grpo_ground_truth" if base == "grpo" else "grpo_majority"
+    return replace(recipe, objective=objective), int(counts[-1]) if counts else EPOCHS
 
 
 def _setting(name: str, word: str) -> tuple[str, str, Any]:
