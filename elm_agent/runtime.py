@@ -537,6 +537,11 @@ def _check_admission(settings: Settings) -> None:
             f"admission.{measured[0]} needs what only learning.trainer 'native' measures; got "
             f"{settings.learning.trainer!r}: set one of them to its default"
         )
+    if asked.min_entropy is not None and settings.engine != "native":
+        raise SettingsError(
+            f"admission.min_entropy needs what only engine 'native' says of its rollouts; got {settings.engine!r}: "
+            "set one of them to its default"
+        )
     if asked.min_vote_rise is not None and settings.learning.objective == "sft_greedy":
         raise SettingsError(
             "admission.min_vote_rise is about votes, and learning.objective 'sft_greedy' has none: leave it out"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 _ROUNDS, _SETTLED = 100, 1e-10  # of Newton's method
+_FLAT = 1e-9  # a feature that spreads less is one number
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,25 +100,26 @@ def samples_of(seen: Sequence[UseSeen], weights: Weights) -> Samples:
 def fit(samples: Samples, *, ridge: float = 1.0) -> Curve:
     """The curve that makes the uses likeliest, less ``ridge`` / 2 times the squares of its three numbers.
 
-    The slopes are at least 0: nearer, or more useful so far, is never worse. One that comes out negative is 0, and
-    the rest is fitted again. Of no uses it is flat, at one half. Features are measured from their mean, so that the
-    penalty on the level means the level of what was seen.
+    The slopes are at least 0: nearer, or more useful so far, is never worse. The best curve that keeps to it is the
+    free best one of the features that it uses, so each set of them is tried. Of no uses it is flat, at one half.
+    Features are measured from their mean in their standard deviations, so that the pull is the same for all of them,
+    and that on the level is one on the level of what was seen.
     """
     if not samples.uses:
         return Curve(0.0, 0.0, 0.0)
-    centre_2 = samples.features_N2.mean(axis=0)
-    centred_N2 = samples.features_N2 - centre_2
-    used = [0, 1]
-    while True:
-        found = _newton(np.column_stack([np.ones(samples.uses), centred_N2[:, used]]), samples, ridge)
-        negative = [feature for feature, slope in zip(used, found[1:], strict=True) if slope < 0]
-        if not negative:
-            break
-        used = [feature for feature in used if feature not in negative]
-    slopes = dict(zip(used, (float(slope) for slope in found[1:]), strict=True))
-    of_similarity, of_utility = slopes.get(0, 0.0), slopes.get(1, 0.0)
-    level = float(found[0]) - of_similarity * float(centre_2[0]) - of_utility * float(centre_2[1])
-    return Curve(level, of_similarity, of_utility)
+    centre_2, spread_2 = samples.features_N2.mean(axis=0), samples.features_N2.std(axis=0)
+    spread_2 = np.where(spread_2 > _FLAT, spread_2, 1.0)
+    centred_N2 = (samples.features_N2 - centre_2) / spread_2
+    best, likeliest = np.zeros(3), -np.inf
+    for used in ([0, 1], [0], [1], []):
+        design_ND = np.column_stack([np.ones(samples.uses), centred_N2[:, used]])
+        found_D = _newton(design_ND, samples, ridge)
+        likelihood = _likelihood(design_ND, samples, found_D, ridge)
+        if bool((found_D[1:] >= 0).all()) and likelihood > likeliest:
+            best, likeliest = np.zeros(3), likelihood
+            best[[0, *(feature + 1 for feature in used)]] = found_D
+    slopes_2 = best[1:] / spread_2
+    return Curve(float(best[0] - centre_2 @ slopes_2), float(slopes_2[0]), float(slopes_2[1]))
 
 
 def _newton(design_ND: Array, samples: Samples, ridge: float) -> Array:

@@ -231,7 +231,7 @@ def _collapse(criterion: str, measured: float, bound: float, passed: bool, reaso
 
 
 def _unmeasured(criterion: str, bound: float) -> Finding:
-    reason = f"its trainer did not measure what {criterion} is made of: leave that rule out, or use trainer 'native'"
+    reason = f"its training did not measure {criterion}, which a rule asks for"
     return _finding(criterion, None, bound, False, MemoryState.CANDIDATE, reason)
 
 

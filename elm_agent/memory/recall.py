@@ -83,15 +83,10 @@ def recall(
         near, considered = _ordered(question, bank, namespace, hits, len(near), by, fitted)
     explored = None
     if near and fitted is not None:
-        likely, best_chance = _likely(near, considered, fitted)
-        said = (
-            f"the best chance that a memory helps is {best_chance:.3f}, the least is {fitted.min_chance:.3f} "
-            f"(calibrated on {fitted.uses} uses)"
-        )
-        if not likely and not fitted.explores(question):
-            return Recall(similarity=near[0].similarity, reason=said, considered=considered)
-        explored = None if likely else f"{said}; it is used all the same, to go on learning"
-        near = likely or near
+        likely, explored = _likely(question, near, considered, fitted)
+        if not likely:
+            return Recall(similarity=near[0].similarity, reason=explored, considered=considered)
+        near = likely
     if not near:
         best = hits[0]
         return Recall(
@@ -112,7 +107,7 @@ def recall(
             namespace=hit.namespace,
             similarity=hit.similarity,
             prompt=prompt,
-            reason="; ".join([*passed_over, *([explored] if explored else [])]) or None,
+            reason="; ".join([*passed_over, *filter(None, [explored])]) or None,
             considered=considered,
         )
     best = near[0]
@@ -139,8 +134,17 @@ def _ordered(
     return [one.hit for one in first], (*first, *(one for one in ranked if one not in first))
 
 
-def _likely(near: Sequence[Hit], considered: Sequence[Ranked], fitted: Abstaining) -> tuple[list[Hit], float]:
-    """Those of ``near`` whose chance of helping is enough, and the best chance of all."""
-    chances = {(one.hit.namespace, one.hit.memory_id): one.chance or 0.0 for one in considered}
-    found = [chances[hit.namespace, hit.memory_id] for hit in near]
-    return [hit for hit, chance in zip(near, found, strict=True) if chance >= fitted.min_chance], max(found)
+def _likely(
+    question: str, near: list[Hit], considered: Sequence[Ranked], fitted: Abstaining
+) -> tuple[list[Hit], str | None]:
+    """Those of ``near`` whose chance of helping is enough; else none or, to explore, all of them, and why."""
+    of = {(one.hit.namespace, one.hit.memory_id): one.chance or 0.0 for one in considered}
+    chances = [of[hit.namespace, hit.memory_id] for hit in near]
+    likely = [hit for hit, chance in zip(near, chances, strict=True) if chance >= fitted.min_chance]
+    if likely:
+        return likely, None
+    said = (
+        f"the best chance that a memory helps is {max(chances):.3f}, the least is {fitted.min_chance:.3f} "
+        f"(calibrated on {fitted.uses} uses)"
+    )
+    return (near, f"{said}; it is used all the same, to go on learning") if fitted.explores(question) else ([], said)

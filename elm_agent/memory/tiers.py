@@ -100,9 +100,9 @@ def gain_of(tier: Tier, worth: Posterior, by: Budget, *, chance: float | None = 
     helps, hurts = worth.helped / total, worth.hurt / total
     if chance is not None:
         helps, hurts = (helps + hurts) * chance, (helps + hurts) * (1.0 - chance)
-    right = {Tier.CHEAP: 1.0, Tier.NORMAL: by.verifier_accuracy, Tier.THOROUGH: by.vote_accuracy}[tier]
     if tier is Tier.CHEAP:
         return helps - hurts  # nobody judges
+    right = by.verifier_accuracy if tier is Tier.NORMAL else by.vote_accuracy
     return right * helps - (1.0 - right) * hurts
 
 

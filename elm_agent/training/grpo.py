@@ -114,7 +114,8 @@ class GrpoTrainer:
                 )
                 curve.append(record)
                 rollouts.extend(judged.rollouts)
-                entropies.append(numerics.drawn_entropy([row.logprobs for row in rows]))
+                if all(row.logprobs for row in rows):  # another engine does not say
+                    entropies.append(numerics.drawn_entropy([row.logprobs for row in rows]))
                 observe("train.step", asdict(record))
                 if settled(curve, recipe):
                     break

@@ -73,7 +73,6 @@ class Answer(TypedDict):
     similarity: float | None
     use_id: str | None  # for ``runtime.feedback``, or ``bank.settle_use`` once the right answer is known
     job_id: str | None
-    tier: NotRequired[str]  # a ``records.Tier``: what the answer cost
     explanation: NotRequired[dict[str, Any] | None]  # see ``memory.explaining``; only of runs that ask for it
 
 
@@ -102,6 +101,7 @@ class State(Question, Answer):
     zero_shot_candidate: CandidateState | None
     considered: NotRequired[list[dict[str, Any]]]  # scores of ``memory.explaining``, for ``explain``
     abstention: NotRequired[dict[str, Any] | None]  # likewise
+    tier: NotRequired[str]  # a ``records.Tier``: what the answer costs
     budget: NotRequired[dict[str, Any]]  # why the tier, in plain values
 
 

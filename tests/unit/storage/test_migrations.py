@@ -159,7 +159,7 @@ def test_rows_of_the_second_schema_arrive_whole(second: Engine, database_url: st
     after = first_schema.rows(second)
     for table in set(first_schema.TABLES) - {"namespaces", "uses"}:
         assert after[table] == before[table]
-    later = dict.fromkeys(("feedback", "feedback_answer", "feedback_effect", "feedback_at"))
+    later = dict.fromkeys(("feedback", "feedback_answer", "feedback_effect", "feedback_at", "tier"))
     housed_uses = [use | later for use in before["uses"] if use["namespace"] != "not usable/"]
     assert sorted(after["uses"], key=use_key) == sorted(housed_uses, key=use_key)
     assert [info.name for info in bank.namespaces()] == ["default", "never-bound", "other"]

@@ -54,6 +54,9 @@ def of(helped: int = 0, same: int = 0, hurt: int = 0) -> Posterior:
         (Route.FAILED_MEMORY, UNKNOWN, None, None),
         (Route.FAILED_MEMORY, UseOutcome.BOTH_WRONG, None, None),
         (Route.NO_MEMORY, UNKNOWN, None, None),
+        (Route.MEMORY_ALONE, UNKNOWN, None, None),
+        (Route.MEMORY_ALONE, UNKNOWN, Effect.PERHAPS_HURT, (0.0, 0.5, 0.5)),
+        (Route.MEMORY_ALONE, UseOutcome.FIXED, None, HELPED),
     ],
 )
 def test_what_a_use_says(
