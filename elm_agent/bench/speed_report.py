@@ -30,7 +30,7 @@ COLUMNS = (
     "share of bound",
     "peak memory",
 )
-PACKAGES = ("elm-agent", "torch", "transformers", "trl", "peft", "numpy")
+PACKAGES = ("elm-agent", "torch", "transformers", "trl", "peft", "onnxruntime", "numpy")
 
 
 def about(command: str) -> dict[str, Any]:
@@ -80,6 +80,11 @@ def markdown(findings: Findings) -> str:
     return "\n".join(_page(findings)) + "\n"
 
 
+def ended(findings: Findings) -> bool:
+    """Whether all was measured; False when it was stopped."""
+    return "load_after" in findings.about
+
+
 def prepare(folder: Path) -> None:
     """Make the folder before anything is measured. Raises ``InputError`` when nothing can be written there."""
     try:
@@ -92,10 +97,11 @@ def prepare(folder: Path) -> None:
 
 
 def write(folder: Path, findings: Findings) -> list[Path]:
-    """speed.md, speed.json and speed.png in ``folder``."""
+    """speed.md, speed.json and speed.png in ``folder``; of a run that was stopped speed-stopped.*, beside others."""
     from elm_agent.bench.plots import draw_speed
 
-    paths = [folder / f"speed.{kind}" for kind in ("md", "json", "png")]
+    name = "speed" if ended(findings) else "speed-stopped"
+    paths = [folder / f"{name}.{kind}" for kind in ("md", "json", "png")]
     paths[0].write_text(markdown(findings), "utf-8")
     paths[1].write_text(json.dumps(document(findings), indent=1) + "\n", "utf-8")
     bars: dict[str, dict[str, float]] = {}
@@ -121,6 +127,8 @@ def _page(findings: Findings) -> Iterator[str]:
     yield f"Python {told['python']}, {versions}."
     yield f"Load average before {_load(told, 'load_before')}, after {_load(told, 'load_after')}.\n"
     yield f"    {told['command']}\n"
+    if not ended(findings):
+        yield "**Stopped before its end:** what had been measured by then.\n"
     yield (
         f"One question, {plan.rollouts} rollouts, {plan.virtual_tokens} virtual tokens, KL weight {plan.beta:g}. Arms"
         f" alternate, {plan.repeats} repeats of {plan.steps} step(s) after a first that does not count, each arm in a"

@@ -69,14 +69,12 @@ def speed(
     prepare(out)
     fetch_embedded(show, settings)
     findings = Findings(plan=plan, about=about(shlex.join(["elm-agent", *sys.argv[1:]])))
-    paths: list[Path] = []
     try:
         with stream_bar(show, total=None, done=0) as bar:
             run_speed(plan, findings, _Teller(show, bar))
-        paths = write(out, findings)
-    finally:  # stopped or not: what was measured is told
-        if findings.series or findings.answers:
-            _tell(show, findings, paths)
+    finally:  # stopped or not: what was measured is kept and told
+        if any(series.turns for series in findings.series) or findings.answers:
+            _tell(show, findings, write(out, findings))
 
 
 @app.command()
@@ -128,7 +126,7 @@ class _Teller:
 
 
 def _tell(show: Output, findings: Findings, paths: Sequence[Path]) -> None:
-    from elm_agent.bench.speed_report import COLUMNS, answer_rows, document, rows
+    from elm_agent.bench.speed_report import COLUMNS, answer_rows, document, ended, rows
 
     if show.json:
         show.event("report", {**document(findings), "files": paths})
@@ -139,7 +137,7 @@ def _tell(show: Output, findings: Findings, paths: Sequence[Path]) -> None:
         show.table(("answers asked by", "tokens/s, median (best)", "times generate"), answer_rows(findings))
     if (both := findings.both_over_one()) is not None:
         show.say(f"both answers take {both:.2f} times as long as one")
-    show.say(f"\nwritten: {', '.join(map(str, paths))}" if paths else "\nstopped: no file was written")
+    show.say(f"\nwritten: {', '.join(map(str, paths))}{'' if ended(findings) else '; stopped before its end'}")
 
 
 def _model(settings: Settings) -> ModelChoice:

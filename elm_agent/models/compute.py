@@ -22,13 +22,12 @@ _Work = tuple[Future[Any], Callable[[], Any], bool]
 
 
 class ComputeThread:
-    """Starts with its first work, and ends when nobody refers to this any more."""
+    """Starts with its first work; ends when it is closed, or when nobody refers to this any more."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        weakref.finalize(self, self._work.put, None).atexit = False
 
     def run(self, work: Callable[[], _Result]) -> _Result:
         """``work()`` over there, with or without gradient as here. Raises what it raises.
@@ -37,16 +36,27 @@ class ComputeThread:
         """
         if threading.current_thread() is self._thread:
             return work()
+        future: Future[_Result] = Future()
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=_serve, args=(self._work,), name="elm-compute", daemon=True)
                 self._thread.start()
-        future: Future[_Result] = Future()
-        self._work.put((future, work, torch.is_grad_enabled()))
+                weakref.finalize(self, self._work.put, None).atexit = False
+            self._work.put((future, work, torch.is_grad_enabled()))
         try:
             return future.result()
         finally:
             wait([future])
+
+    def close(self) -> None:
+        """Let the thread end after the work it has. Idempotent; the next work starts another."""
+        with self._starting:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._work.put(None)
+                self._work = SimpleQueue()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
 
 def _serve(waiting: SimpleQueue[_Work | None]) -> None:

@@ -195,8 +195,9 @@ class LocalModel:
             return self._lease.run(work)
 
     def close(self) -> None:
-        """Finish what is queued and stop the thread that answers. Idempotent."""
+        """Finish what is queued and stop the threads that answer and compute. Idempotent."""
         self._serving.close()
+        self._lease.close()
 
     # --- retrieval ---------------------------------------------------------------------------------------
 

@@ -30,6 +30,10 @@ class ModelLease:
         """What the holder has to compute, on the thread where all of it is computed."""
         return self._thread.run(work)
 
+    def close(self) -> None:
+        """End the thread. Idempotent; whoever computes afterwards starts another."""
+        self._thread.close()
+
     def expect_answers(self, count: int) -> None:
         """So many more answers wait for whoever is ``serving``; negative: so many of them are taken on."""
         with self._free:

@@ -152,6 +152,7 @@ def findings(choice: ModelChoice) -> Findings:
     ]
     found.answers = {"generate": [10.0, 12.0, 8.0], "4 callers at once": [40.0, 20.0, 30.0]}
     found.both = [(1.0, 1.1)]
+    found.about["load_after"] = (0.5, 0.5, 0.5)
     return found
 
 

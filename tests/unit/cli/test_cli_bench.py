@@ -52,7 +52,7 @@ def test_a_small_run_tells_and_writes(elm: Elm, tmp_path: Path) -> None:
     assert sorted(path.name for path in Path("here").iterdir()) == ["speed.json", "speed.md", "speed.png"]
 
 
-def test_what_was_measured_is_told_when_it_is_stopped(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_kept_and_told_when_it_is_stopped(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(_plan: object, findings: Findings, _observe: object) -> None:
         findings.answers["generate"] = [10.0]
         raise KeyboardInterrupt
@@ -62,4 +62,8 @@ def test_what_was_measured_is_told_when_it_is_stopped(elm: Elm, monkeypatch: pyt
     assert result.exit_code == 130
     assert "generate" in result.stdout
     assert "10.0 (10.0)" in result.stdout
-    assert list(Path("here").iterdir()) == []
+    assert "stopped before its end" in result.stdout
+    page, numbers = sorted(Path("here").iterdir(), reverse=True)
+    assert (page.name, numbers.name) == ("speed-stopped.md", "speed-stopped.json")
+    assert "**Stopped before its end:**" in page.read_text()
+    assert json.loads(numbers.read_text())["answers"]["tokens_per_s"] == {"generate": [10.0]}

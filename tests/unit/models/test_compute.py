@@ -64,6 +64,19 @@ def test_the_thread_ends_with_its_owner() -> None:
     assert not thread.is_alive()
 
 
+def test_a_closed_one_has_no_thread_until_it_is_used_again() -> None:
+    compute = ComputeThread()
+    compute.close()
+    first = compute.run(threading.current_thread)
+    compute.close()
+    compute.close()
+    assert not first.is_alive()
+    second = compute.run(threading.current_thread)
+    assert second is not first
+    compute.close()
+    assert not second.is_alive()
+
+
 def test_an_interrupt_waits_until_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     compute, done = ComputeThread(), threading.Event()
 
