@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -20,7 +21,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.constants import TAG_NOSTREAM
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from elm_agent.errors import InputError
 from elm_agent.integrations.langchain.asking import Asked, Asking
@@ -30,6 +31,9 @@ from elm_agent.integrations.langgraph.lazy import shared_runtime
 from elm_agent.runtime import Runtime
 
 _UNFORCED = (None, False, "auto", "none")
+_OPTIONS = ("max_tokens", "temperature", "seed", "timeout", "memory_id", "memory_namespace")
+_SAID_TO_ALL = {"model", "parallel_tool_calls", "stream", "ls_structured_output_format", "structured_output_format"}
+"""What code that knows no model says to every one of them; ``model``: a runtime has one."""
 
 
 class ChatELM(BaseChatModel):
@@ -58,10 +62,14 @@ class ChatELM(BaseChatModel):
     """Sequences that end an answer and do not belong to it."""
     timeout: float | None = Field(default=None, gt=0)
     """Seconds after which an answer is given up with a ``TimeoutError``; None: never."""
+    streaming: bool = False
+    """Whether a whole answer is also drawn piece by piece, for callbacks that want its tokens."""
     max_retries: int = 0
-    """Taken and not used, since code that makes models of any provider gives it: nothing here fails by chance."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """These two are taken and not used, since code that makes models of any provider gives them."""
 
     _rows: set[Row] = PrivateAttr(default_factory=set)
+    _given_up: bool = PrivateAttr(default=False)
     _asking: Asking | None = PrivateAttr(default=None)
 
     @property
@@ -80,7 +88,8 @@ class ChatELM(BaseChatModel):
         return copy
 
     def give_up(self) -> None:
-        """Stop every answer that this object is generating now; whoever waits for one gets a ``CancelledError``."""
+        """Stop every answer of this object, now and later; whoever waits for one gets a ``CancelledError``."""
+        self._given_up = True
         for row in list(self._rows):
             row.close()
 
@@ -126,14 +135,12 @@ class ChatELM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        del run_manager
+        if stop or self.stop:
+            return generate_from_stream(self._stream(messages, stop, **kwargs))
         asked = self._ask(messages, stop, kwargs)
-        if asked.stop:
-            return generate_from_stream(self._pieces(asked, run_manager))
         with self._row(asked, pieces=False) as row:
-            try:
-                return asked.result(row.result())
-            finally:
-                self._rows.discard(row)
+            return asked.result(row.result())
 
     async def _agenerate(
         self,
@@ -142,14 +149,12 @@ class ChatELM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
+        del run_manager
+        if stop or self.stop:
+            return await agenerate_from_stream(self._astream(messages, stop, **kwargs))
         asked = await asyncio.to_thread(self._ask, messages, stop, kwargs)
-        if asked.stop:
-            return await agenerate_from_stream(self._apieces(asked, run_manager))
-        with await asyncio.to_thread(self._row, asked, pieces=False) as row:
-            try:
-                return asked.result(await row.aresult())
-            finally:
-                self._rows.discard(row)
+        with self._row(asked, pieces=False) as row:
+            return asked.result(await row.aresult())
 
     def _stream(
         self,
@@ -158,7 +163,15 @@ class ChatELM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        yield from self._pieces(self._ask(messages, stop, kwargs), run_manager)
+        del run_manager
+        asked = self._ask(messages, stop, kwargs)
+        writing = asked.writing()
+        with self._row(asked, pieces=True) as row:
+            while not writing.stopped and (piece := row.piece()) is not None:
+                if shown := writing.feed(piece):
+                    yield asked.chunk(shown)
+            last = asked.last(writing, None if writing.stopped else row.result(), row.tokens)
+        yield last
 
     async def _astream(
         self,
@@ -167,40 +180,14 @@ class ChatELM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        del run_manager
         asked = await asyncio.to_thread(self._ask, messages, stop, kwargs)
-        async for chunk in self._apieces(asked, run_manager):
-            yield chunk
-
-    def _pieces(self, asked: Asked, run_manager: CallbackManagerForLLMRun | None) -> Iterator[ChatGenerationChunk]:
         writing = asked.writing()
-        with closing(self._row(asked, pieces=True)) as row:
-            try:
-                while not writing.stopped and (piece := row.piece()) is not None:
-                    if shown := writing.feed(piece):
-                        chunk = asked.chunk(shown)
-                        if run_manager is not None:
-                            run_manager.on_llm_new_token(shown, chunk=chunk)
-                        yield chunk
-                last = asked.last(writing, None if writing.stopped else row.result(), row.tokens)
-            finally:
-                self._rows.discard(row)
-        yield last
-
-    async def _apieces(
-        self, asked: Asked, run_manager: AsyncCallbackManagerForLLMRun | None
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        writing = asked.writing()
-        with closing(await asyncio.to_thread(self._row, asked, pieces=True)) as row:
-            try:
-                while not writing.stopped and (piece := await row.apiece()) is not None:
-                    if shown := writing.feed(piece):
-                        chunk = asked.chunk(shown)
-                        if run_manager is not None:
-                            await run_manager.on_llm_new_token(shown, chunk=chunk)
-                        yield chunk
-                last = asked.last(writing, None if writing.stopped else await row.aresult(), row.tokens)
-            finally:
-                self._rows.discard(row)
+        with self._row(asked, pieces=True) as row:
+            while not writing.stopped and (piece := await row.apiece()) is not None:
+                if shown := writing.feed(piece):
+                    yield asked.chunk(shown)
+            last = asked.last(writing, None if writing.stopped else await row.aresult(), row.tokens)
         yield last
 
     # --- parts ---------------------------------------------------------------------------------------------
@@ -211,28 +198,30 @@ class ChatELM(BaseChatModel):
         return self._asking
 
     def _ask(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, kwargs: dict[str, Any]) -> Asked:
-        fields = {name: getattr(self, name) for name in ("max_tokens", "temperature", "seed", "timeout")}
-        memory = {name: getattr(self, name) for name in ("memory_id", "memory_namespace")}
-        options = {**fields, **memory, "tools": (), "tool_choice": None, **kwargs}
-        for name in (
-            "ls_structured_output_format",
-            "structured_output_format",
-            "stream",
-            "model",
-            "parallel_tool_calls",
-        ):
-            options.pop(name, None)  # said to every model by code that knows none
-        if unknown := sorted(options.keys() - {*fields, *memory, "tools", "tool_choice"}):
+        options = {name: getattr(self, name) for name in _OPTIONS} | {"tools": (), "tool_choice": None}
+        given = {name: value for name, value in kwargs.items() if name not in _SAID_TO_ALL}
+        if unknown := sorted(given.keys() - options.keys()):
             raise InputError(f"a call of ChatELM has no option {', '.join(unknown)}: see the fields of the class")
+        options |= given
         if options["seed"] is None:
             options["seed"] = secrets.randbits(48)
         chosen = stop if stop is not None else self.stop
         return self._made().ask(to_template(messages), stop=tuple(chosen or ()), **options)
 
-    def _row(self, asked: Asked, *, pieces: bool) -> Row:
+    @contextmanager
+    def _row(self, asked: Asked, *, pieces: bool) -> Iterator[Row]:
+        """A row that is given up when the block is left, and by ``give_up``."""
+        if self._given_up:
+            raise CancelledError("this answer was given up")
         row = Row(self._made().model, asked.request, pieces=pieces, timeout=asked.timeout)
         self._rows.add(row)
-        return row
+        try:
+            if self._given_up:  # meanwhile
+                row.close()
+            yield row
+        finally:
+            self._rows.discard(row)
+            row.close()
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -243,9 +232,7 @@ class ChatELM(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {
-            **self.model_dump(include={"max_tokens", "temperature", "seed", "memory_id", "memory_namespace", "stop"})
-        }
+        return self.model_dump(include={*_OPTIONS, "stop"})
 
 
 def _chosen(tool_choice: str | dict[str, Any] | bool | None) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Row:
-    """A row in flight. ``close`` it, or leave its ``with`` block, to give it up; harmless when it is done.
+    """A row in flight. ``close`` it to give it up; harmless when it is done.
 
     A model without ``stream`` gives its text in one piece.
 
@@ -97,12 +97,6 @@ class Row:
             self._stream.close()
         else:
             self._whole().cancel()
-
-    def __enter__(self) -> Row:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _whole(self) -> Future[Generation]:
         assert self._future is not None

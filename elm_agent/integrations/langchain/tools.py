@@ -1,4 +1,4 @@
-"""The bank and the agent as tools for an agent of any model: ask, recall, why.
+"""The bank and the agent as tools for an agent of any model: ask, recall, why, feedback.
 
 Every tool answers with JSON. Knows a runtime; knows nothing of models that call.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import Field
@@ -49,7 +50,10 @@ def ask_tool(runtime: Opened = shared_runtime) -> BaseTool:
 
 
 def memory_tools(runtime: Opened = shared_runtime, *, namespace: str | None = None) -> list[BaseTool]:
-    """``recall_memories`` and ``why_memory`` on one namespace and those it shares; None: the runtime's own."""
+    """``recall_memories``, ``why_memory`` and ``give_feedback`` on one namespace; None: the runtime's own.
+
+    Namespaces that are shared with it are read too.
+    """
 
     def get() -> Runtime:
         return runtime() if callable(runtime) else runtime
@@ -68,6 +72,14 @@ def memory_tools(runtime: Opened = shared_runtime, *, namespace: str | None = No
         events = bank.events(home, memory_id, limit=20)
         return _json(history(bank.memory(home, memory_id), bank.episode(home, memory_id), events))
 
+    def give_feedback(
+        use_id: Annotated[str, Field(description="The use_id of the answer, as ask_elm returns it.")],
+        verdict: Annotated[Literal["right", "wrong"], Field(description="What the user said of it.")],
+        answer: Annotated[str | None, Field(description="The right answer, where the user told it.")] = None,
+    ) -> str:
+        report = get().feedback(use_id, verdict, answer=answer, namespace=namespace)
+        return _json(asdict(report))
+
     return [
         _tool(
             "recall_memories",
@@ -79,6 +91,12 @@ def memory_tools(runtime: Opened = shared_runtime, *, namespace: str | None = No
             "why_memory",
             "Tell where one memory comes from and what it did: its question, votes, uses and history.",
             why_memory,
+        ),
+        _tool(
+            "give_feedback",
+            "Note that an answer was right or wrong, so that the memory behind it is judged by it. Only for what a "
+            "user has said; the last word counts.",
+            give_feedback,
         ),
     ]
 

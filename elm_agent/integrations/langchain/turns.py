@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 Turn = State
 
+_SHOWN = {"route", "memory_id", "memory_namespace", "similarity", "reason", "use_id", "explanation"}
+
 
 def begin_turn(runtime: Runtime, question: str, options: RunContext) -> Turn:
     """Retrieve the memory of ``question``. Raises ``InputError`` for a context that is unusable."""
@@ -61,10 +63,7 @@ def end_turn(
         chosen = memory
     answer = final_answer(chosen)
     assert answer is not None
-    answer.response_metadata |= {
-        name: cast(dict[str, Any], turn)[name]
-        for name in ("route", "memory_id", "memory_namespace", "similarity", "reason", "use_id")
-    }
+    answer.response_metadata |= {name: value for name, value in turn.items() if name in _SHOWN}
     return chosen, cast(State, {**turn, "memory_candidate": None, "zero_shot_candidate": None})
 
 

@@ -1,8 +1,19 @@
-"""The memory agent as a LangGraph graph. The only room that imports langgraph."""
+"""The memory agent as a LangGraph graph, on a question or on messages."""
 
 from elm_agent.integrations.langgraph.forms import make_nodes
 from elm_agent.integrations.langgraph.graph import build_graph, draw_graph
 from elm_agent.integrations.langgraph.lazy import shared_runtime
+from elm_agent.integrations.langgraph.messages import build_messages_graph
 from elm_agent.integrations.langgraph.state import Answer, Question, RunContext, State
 
-__all__ = ["Answer", "Question", "RunContext", "State", "build_graph", "draw_graph", "make_nodes", "shared_runtime"]
+__all__ = [
+    "Answer",
+    "Question",
+    "RunContext",
+    "State",
+    "build_graph",
+    "build_messages_graph",
+    "draw_graph",
+    "make_nodes",
+    "shared_runtime",
+]
