@@ -146,7 +146,7 @@ def failures(lines: Lines) -> tuple[Failure, ...]:
 def task_figures(
     lines: Lines, items: Items, *, told: Callable[[str], None] = lambda _: None
 ) -> tuple[TaskFigures, ...]:
-    """Every method on each task, and on all tasks together when there are several.
+    """Every method on each task, and on all tasks together when there are several and each has its own memories.
 
     Lines of the offline matrix (with a ``learner``) are left to ``offline``. ``told`` hears the name of
     each method that is done.
@@ -154,7 +154,7 @@ def task_figures(
     learned = [line for line in lines if line.phase is Phase.LEARN]
     answers = [line for line in lines if line.phase is Phase.ANSWER and line.learner is None]
     tasks: list[str | None] = list(dict.fromkeys(line.task for line in answers))
-    if len(tasks) > 1:
+    if len(tasks) > 1 and all(line.source in (None, line.task) for line in answers):
         tasks.append(None)
     return tuple(
         _section(task, [line for line in answers if task in (None, line.task)], learned, items, told)

@@ -25,7 +25,7 @@ from elm_agent.records import UseOutcome
 INK = "#010203"
 """Stands for the page's own colour until the SVG is written."""
 
-GREY, GOOD, BAD = "#8a8a8a", "#2aa876", "#d9534f"
+GREY, GOOD, BAD = "#8a8a8a", "#3b8fd9", "#e0702a"
 COLOURS = ("#3b8fd9", "#e08a1e", "#2aa876", "#cc6fa8", "#8f79d6", "#d9534f", "#2bb3c0", "#a9745b", "#a5a32b")
 """Middle tones, to be seen on white and on black."""
 

@@ -136,7 +136,7 @@ class Plots:
                 broken = sum(memory.broken for memory in one.memories if memory.seed == seed.seed)
                 alt = f"{title}: {len(order)} memories; {fixed} answers fixed, {broken} broken."
                 drawn.append(self._picture(pictures.matrix(seed, order), alt, height=3.6, labels=4))
-        return Section(title="Matrix of memory by question", pictures=tuple(drawn)) if drawn else None
+        return Section(title="Gains, and the matrix of memory by question", pictures=tuple(drawn)) if drawn else None
 
     def _picture(
         self, draw: Draw, alt: str, caption: str | None = None, height: float = 3.0, labels: int = 0

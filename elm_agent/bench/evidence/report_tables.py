@@ -76,9 +76,9 @@ def _notes(method: MethodFigures) -> Iterator[str]:
 
 
 def _said(label: str, found: Comparison) -> Iterator[str]:
-    for note in (found.difference.note, found.mcnemar.note):
-        if note is not None:
-            yield f"{label} beside {found.reference}: {note}."
+    notes = dict.fromkeys(note for note in (found.difference.note, found.mcnemar.note) if note is not None)
+    if notes:
+        yield f"{label} beside {found.reference}: {'; '.join(notes)}."
 
 
 def seeds(task: TaskFigures) -> Section:

@@ -317,6 +317,8 @@ def test_memories_of_another_set_are_a_method_of_their_own() -> None:
     [task] = task_figures([*lines, *other], {})
     assert [one.label for one in task.methods] == ["zero_shot", "elm_kv from sums", "icl from sums", "icl from words"]
     assert [one.reference for one in task.methods[1].against] == ["icl from sums"]
+    studied = answer("elm_kv", 0, True, task="sums", source="sums")
+    assert [task.task for task in task_figures([*lines, studied], {})] == ["products", "sums"]  # no sum of both
     assert task.methods[1].learning.tokens == 70
     assert task.methods[1].versus is not None
     assert task.methods[1].versus.fixed == 1
