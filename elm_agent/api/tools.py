@@ -55,6 +55,12 @@ class FoundList(BaseModel):
     found: list[Found]
 
 
+class FeedbackNoted(BaseModel):
+    """What counts now, and what came of it."""
+
+    report: FeedbackReport
+
+
 class MemoryList(BaseModel):
     """A page of memories."""
 
@@ -113,10 +119,10 @@ class _Tools:
         verdict: Verdict,
         answer: RightAnswer = None,
         namespace: Namespace = None,
-    ) -> FeedbackReport:
+    ) -> FeedbackNoted:
         """Say whether an answer was right. The last word counts; what was wrong is learnt again."""
         mine = self._mine(ctx, namespace)
-        return await _looked(lambda: self._verbs.feedback(mine, use_id, verdict, answer))
+        return FeedbackNoted(report=await _looked(lambda: self._verbs.feedback(mine, use_id, verdict, answer)))
 
     async def recall(
         self,

@@ -14,7 +14,8 @@ import pytest
 import requests
 import schemathesis
 from api_calls import serving
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -26,7 +27,8 @@ from elm_agent import open_runtime
 from elm_agent.api.http import make_app
 from elm_agent.testing.doubles import FakeModel, FakeTrainer
 
-CASES = int(os.environ.get("ELM_TEST_API_CASES", "6"))
+FEW = 6
+CASES = int(os.environ.get("ELM_TEST_API_CASES", FEW))
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
 
 
@@ -52,17 +54,29 @@ def session() -> Iterator[requests.Session]:
         yield made
 
 
-api = schemathesis.pytest.from_fixture("described")
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["fitting", "unfitting"])
+def test_no_question_is_too_strange(described: Any, session: requests.Session, mode: GenerationMode) -> None:
+    """Both what the description allows and what it does not; each call has its own questions."""
+    asked = set()
+    for found in described.get_all_operations():
+        operation = found.ok()
+        if mode is GenerationMode.NEGATIVE and "{" not in operation.path:
+            continue  # takes nothing that could be wrong
+        statuses: set[int] = set()
 
+        @settings(
+            max_examples=CASES,
+            deadline=None,
+            database=None,
+            derandomize=CASES <= FEW,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def ask(case: Any, statuses: set[int] = statuses) -> None:
+            statuses.add(case.call_and_validate(session=session, checks=CHECKS).status_code)
 
-@api.parametrize()
-@settings(
-    max_examples=CASES,
-    deadline=None,
-    database=None,
-    derandomize=CASES <= 6,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_no_question_is_too_strange(case: Any, session: requests.Session) -> None:
-    case.call_and_validate(session=session, checks=CHECKS)
+        ask()
+        asked.add((operation.method.upper(), operation.path))
+        assert statuses, operation.path
+    assert len(asked) >= 11

@@ -3,70 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from api_calls import serving
+from api_calls import DEADLINE, LONG, Watched, eventually, given_up, serving
 
-from elm_agent import Runtime, open_runtime
+from elm_agent import Runtime
 from elm_agent.api.http import make_app
-from elm_agent.models.engine import LocalModel
-from elm_agent.models.loading import load_pretrained
-from elm_agent.models.streaming import TextStream
-from elm_agent.protocols import GenerationRequest
-from elm_agent.records import Generation
-from elm_agent.testing.doubles import FakeTrainer
-from elm_agent.testing.tiny import write_tiny_model
-
-LONG = 6_000  # tokens, minutes of them: a test that waits for the last has failed
-DEADLINE = 120.0
-
-
-class Watched(LocalModel):
-    """Rows never end by themselves; ``asked`` are those that were begun."""
-
-    asked: list[TextStream | Future[Generation]]
-
-    def stream(self, request: GenerationRequest) -> TextStream:
-        self.asked.append(super().stream(request))
-        return self.asked[-1]  # type: ignore[return-value]
-
-    def submit(self, request: GenerationRequest) -> Future[Generation]:
-        self.asked.append(super().submit(request))
-        return self.asked[-1]  # type: ignore[return-value]
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = write_tiny_model(tmp_path_factory.mktemp("endless"), context_length=2 * LONG)
-    return load_pretrained(str(folder), device="cpu", dtype="float32", offline=True)
-
-
-@pytest.fixture
-def agent(loaded: Any, tmp_path: Path) -> Iterator[Callable[..., Runtime]]:
-    opened: list[Runtime] = []
-
-    def open_(tokens: int) -> Runtime:
-        model = Watched(loaded.model, loaded.tokenizer, loaded.fingerprint, ignore_end=True)
-        model.asked = []
-        opened.append(
-            open_runtime(
-                model=model, trainer=FakeTrainer(), home=tmp_path, index="exact", learn=False, max_new_tokens=tokens,
-                worker={"mode": "external"},
-            )
-        )  # fmt: skip
-        return opened[-1]
-
-    yield open_
-    for runtime in opened:
-        runtime.close()
-        runtime.model.close()  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -86,22 +32,6 @@ def events_of(reply: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
             name = line.removeprefix("event: ")
         elif line.startswith("data: "):
             yield name, json.loads(line.removeprefix("data: "))
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def given_up(row: TextStream | Future[Generation]) -> bool:
-    future = row._reply if isinstance(row, TextStream) else row
-    if not future.done():
-        return False
-    with pytest.raises(CancelledError):
-        future.result()
-    return True
 
 
 def test_pieces_come_as_they_are_drawn_and_make_up_the_text(agent: Callable[..., Runtime]) -> None:

@@ -10,8 +10,22 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
-from api_calls import ACCESS, ADMIN, ALICE, BOB, Open, bearer, serving
+import pytest
+from api_calls import (
+    ACCESS,
+    ADMIN,
+    ALICE,
+    BOB,
+    LONG,
+    Open,
+    Watched,
+    bearer,
+    eventually,
+    given_up,
+    serving,
+)
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
@@ -59,7 +73,7 @@ async def every_verb(client: Client) -> None:
     assert [hit["memory"]["id"] for hit in found] == [second["memory_id"]]
     why = await call(client, "why", memory_id=second["memory_id"])
     assert [use["id"] for use in why["uses"]] == [second["use_id"]]
-    report = await call(client, "feedback", use_id=second["use_id"], verdict="right")
+    report = (await call(client, "feedback", use_id=second["use_id"], verdict="right"))["report"]
     assert (report["feedback"], report["recorded"]) == ("right", True)
 
 
@@ -94,6 +108,19 @@ async def test_a_crash_keeps_its_words_to_itself(runtime: Runtime) -> None:
     runtime.model.zero_shot_error = RuntimeError("secret of the house")  # type: ignore[attr-defined]
     async with Client(make_server(runtime)) as client:
         assert "secret" not in await refusal(client, "ask", **QUESTION)
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+async def test_a_call_that_is_cancelled_frees_its_row(agent: Open, over_http: bool) -> None:
+    runtime = agent(LONG)
+    model = runtime.model
+    assert isinstance(model, Watched)
+    with served(runtime, Door(Access(), None)) as url:
+        async with connected(url, None) if over_http else Client(make_server(runtime)) as client:
+            with anyio.move_on_after(2.0) as scope:
+                await client.call_tool("ask", {"question": "Tell me."})
+            assert scope.cancelled_caught
+            await asyncio.to_thread(eventually, lambda: bool(model.asked) and all(map(given_up, model.asked)))
 
 
 # --- over HTTP ----------------------------------------------------------------------------------------------
