@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ray_nodes import RayNodes, ray_nodes
 from servers import KeptChroma, pgvector_binaries
 
 from elm_agent.models.pull import is_pulled
+from elm_agent.storage.sql.database import Database
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,8 +78,40 @@ def qdrant_server() -> str:
     return f"qdrant+{given}"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(scope="session")
+def sqlite_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty bank at the newest schema, to be copied: making one runs every migration."""
+    path = tmp_path_factory.mktemp("schema") / "bank.sqlite"
+    Database.open(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_schema(postgres_server: str) -> Iterator[str]:
+    """As ``sqlite_schema``, on PostgreSQL."""
+    with fresh_database(postgres_server) as url:
+        Database.open(url).close()
+        yield url
+
+
+BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(params=BOTH)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a database at the newest schema, without a row."""
+    if request.param == "sqlite":
+        path = tmp_path / "bank.sqlite"
+        shutil.copyfile(request.getfixturevalue("sqlite_schema"), path)
+        yield f"sqlite:///{path}"
+        return
+    template = request.getfixturevalue("postgres_schema")
+    with fresh_database(request.getfixturevalue("postgres_server"), template=template) as url:
+        yield url
+
+
+@pytest.fixture(params=BOTH)
+def bare_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of an empty database, without a schema."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'bank.sqlite'}"

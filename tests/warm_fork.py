@@ -10,8 +10,15 @@ from pathlib import Path
 
 import chromadb  # noqa: F401 - imported for the children
 import psycopg  # noqa: F401
+import s3fs  # noqa: F401
 import torch
 
+import elm_agent.bench.filling
+import elm_agent.runtime
+import elm_agent.storage.ledger.checkpoints
+import elm_agent.storage.moving.move
+import elm_agent.storage.packs.transfer
+import elm_agent.storage.vault.rotation  # noqa: F401
 from elm_agent.memory.worker import Worker
 from elm_agent.records import KeyKind, Recipe
 from elm_agent.storage.bank import Bank

@@ -8,7 +8,6 @@ on PostgreSQL; ``test_crowd`` does some hundred. An operation is one acknowledge
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import random
 import tempfile
 import time
@@ -17,6 +16,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forks import forks
 from postgres import fresh_database, temporary_cluster
 
 from elm_agent.bench.filling import use_of
@@ -84,9 +84,7 @@ def run(url: str, home: Path, operations: int, seed: int = 0) -> Outcome:
     with closing(open_bank(url, home)) as bank:
         bank.bind(NAMESPACE, MODEL)
         began, acts = time.monotonic(), Acts()
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "torch"])  # a server forks them, so torch is imported once
-        with ProcessPoolExecutor(AGENTS + WORKERS, mp_context=context) as pool:
+        with ProcessPoolExecutor(AGENTS + WORKERS, mp_context=forks()) as pool:
             workers = [pool.submit(_work, url, home) for _ in range(WORKERS)]
             agents = [
                 pool.submit(_ask, url, home, operations // AGENTS + (n < operations % AGENTS), seed * 1000 + n)

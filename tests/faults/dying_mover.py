@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from forks import Forked, forks
 
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.indexes.exact import ExactIndex
@@ -22,11 +22,9 @@ def open_bank(url: str, tensors: Path) -> Bank:
     return Bank(Database.open(url), LocalTensors(tensors), index="exact", exact=index)
 
 
-def start(source: tuple[str, Path], target: tuple[str, Path], *, step: str, nth: int) -> ForkServerProcess:
+def start(source: tuple[str, Path], target: tuple[str, Path], *, step: str, nth: int) -> Forked:
     """``source``, ``target``: URL and folder of the tensors. It dies at ``step`` for the ``nth`` time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_move, args=(source, target, step, nth))
+    process = forks().Process(target=_move, args=(source, target, step, nth))
     process.start()
     return process
 

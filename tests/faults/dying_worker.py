@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from forks import Forked, forks
+from warm_chroma import warm_chroma
 
 from elm_agent.memory.worker import Worker
 from elm_agent.protocols import Observer
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.tensors.local import LocalTensors
 from elm_agent.testing.doubles import FakeTrainer, fake_fingerprint
-
-LEASE_SECONDS = 1.0
 
 
 def open_bank(url: str, home: Path, *, chroma: bool) -> Bank:
     tensors = LocalTensors(home / "tensors")
     if not chroma:
         return Bank(Database.open(url), tensors, index="exact")
-    return Bank(Database.open(url), tensors, index="durable", durable=ChromaIndex(home / "chroma"))
+    return Bank(Database.open(url), tensors, index="durable", durable=warm_chroma(home / "chroma"))
 
 
 def make_worker(bank: Bank, *, lease_seconds: float = 60.0, observe: Observer | None = None) -> Worker:
@@ -38,11 +36,9 @@ def make_worker(bank: Bank, *, lease_seconds: float = 60.0, observe: Observer | 
     )
 
 
-def start(url: str, home: Path, *, step: str, nth: int, chroma: bool, by: signal.Signals) -> ForkServerProcess:
+def start(url: str, home: Path, *, step: str, nth: int, chroma: bool, by: signal.Signals) -> Forked:
     """A worker that sends itself the signal ``by`` when it reaches ``step`` for the ``nth`` time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch"])  # a server forks them, so torch is imported once
-    process = context.Process(target=_work, args=(url, home, step, nth, chroma, by))
+    process = forks().Process(target=_work, args=(url, home, step, nth, chroma, by))
     process.start()
     return process
 
@@ -57,5 +53,5 @@ def _work(url: str, home: Path, step: str, nth: int, chroma: bool, by: signal.Si
             os.kill(os.getpid(), by)
 
     bank = open_bank(url, home, chroma=chroma)
-    make_worker(bank, lease_seconds=LEASE_SECONDS, observe=observe).run(once=True)
+    make_worker(bank, observe=observe).run(once=True)
     bank.close()

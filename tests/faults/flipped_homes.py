@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkContext, ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,9 @@ class Seen:
             self.refused.append(f"{name}: {error}")
 
 
-def agents() -> ForkServerContext:
+def agents() -> ForkServerContext | ForkContext:
     """Where the processes of agents are made."""
-    return forks("flipped_homes", "torch", "chromadb")
+    return forks()
 
 
 # --- made ---------------------------------------------------------------------------------------------------------

@@ -9,19 +9,18 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count as count_up
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from dying_worker import make_worker
-from forks import forks
+from forks import Forked, forks
+from warm_chroma import warm_chroma
 
 from elm_agent.bench.filling import use_of
 from elm_agent.errors import BankMoved
@@ -35,8 +34,6 @@ from elm_agent.records import (
 )
 from elm_agent.storage import upkeep
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.indexes import chroma_probe
-from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.moving.move import move
 from elm_agent.storage.packs.transfer import import_pack
@@ -68,7 +65,7 @@ class Place:
 
     def open(self) -> Bank:
         database = Database.open(self.url)
-        chroma = ChromaIndex(self.home / "chroma", broken=_tried) if self.index == "chroma" else None
+        chroma = warm_chroma(self.home / "chroma") if self.index == "chroma" else None
         return Bank(
             database,
             LocalTensors(self.home / "tensors"),
@@ -77,19 +74,6 @@ class Place:
             exact=ExactIndex(self.home / "index", keep_above=4),
             vault=open_vault(database, function=lambda: b"k" * 32) if self.encrypted else None,
         )
-
-
-def _tried(folder: Path, seconds: float) -> bool:
-    """The same probe as ever, forked: an interpreter that starts and imports Chroma takes seconds."""
-    process = forks(__name__).Process(target=_try, args=(folder,))
-    process.start()
-    process.join(seconds)
-    return process.exitcode != 0
-
-
-def _try(folder: Path) -> None:
-    sys.argv[1:] = [str(folder)]
-    sys.exit(chroma_probe.main())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +91,9 @@ class Errand:
     nth: int = 1
 
 
-def start(place: Place, errand: Errand) -> tuple[ForkServerProcess, Connection]:
+def start(place: Place, errand: Errand) -> tuple[Forked, Connection]:
     """The process, and where it is heard."""
-    context = forks(__name__)
+    context = forks()
     heard, said = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(place, errand, said))
     process.start()

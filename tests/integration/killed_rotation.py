@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
 from typing import Any
+
+from forks import forks
 
 from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
@@ -15,9 +16,7 @@ from elm_agent.storage.vault.rotation import rotate_data
 
 def kill_at(home: Path, url: str, key: bytes, step: str, nth: int) -> int | None:
     """Rotate until ``step`` comes for the ``nth`` time; the exit code: 0 when it never came so often."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch"])  # a server forks them, so torch is imported once
-    process = context.Process(target=_rotate, args=(home, url, key, step, nth))
+    process = forks().Process(target=_rotate, args=(home, url, key, step, nth))
     process.start()
     process.join(120)
     return process.exitcode

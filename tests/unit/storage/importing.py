@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from forks import Forked, forks
 
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.packs import transfer as packs
@@ -15,12 +15,8 @@ from elm_agent.storage.sql.database import Database
 from elm_agent.storage.tensors.local import LocalTensors
 
 
-def start(
-    url: str, tensors: Path, pack: Path, *, batch: int, kill: tuple[str, int] | None = None
-) -> ForkServerProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch"])
-    process = context.Process(target=_import, args=(url, tensors, pack, batch, kill))
+def start(url: str, tensors: Path, pack: Path, *, batch: int, kill: tuple[str, int] | None = None) -> Forked:
+    process = forks().Process(target=_import, args=(url, tensors, pack, batch, kill))
     process.start()
     return process
 

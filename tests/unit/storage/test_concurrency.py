@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 from bank_helpers import MODEL, RECIPE, Learn, trained, unit
 from claimers import drain, drain_in_process
+from forks import forks
 
 from elm_agent.records import JobState, KeyKind, MemoryState
 from elm_agent.storage.bank import Bank
@@ -33,7 +33,7 @@ def test_eight_threads_claim_every_job_once(bank: Bank) -> None:
 
 def test_three_processes_claim_every_job_once(bank: Bank, database_url: str) -> None:
     fill(bank)
-    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(3, mp_context=forks()) as pool:
         parts = pool.map(drain_in_process, [database_url] * 3, ["a", "b", "c"])
         claimed = [job for part in parts for job in part]
     assert len(claimed) == JOBS

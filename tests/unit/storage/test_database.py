@@ -30,6 +30,12 @@ from elm_agent.storage.sql.schema import HEAD, Base, NamespaceRow
 MIGRATIONS = Path(elm_agent.storage.__file__).parent / "sql" / "migrations"
 
 
+@pytest.fixture
+def database_url(bare_database_url: str) -> str:
+    """Every schema is made here."""
+    return bare_database_url
+
+
 def add_namespace(database: Database, name: str, at: datetime | None = None) -> None:
     with database.write() as session:
         session.add(NamespaceRow(**publish.namespace_values(name, MODEL, "test", at or utcnow())))

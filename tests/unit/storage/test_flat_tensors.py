@@ -1,6 +1,5 @@
 """A bank of the old layout, tensors right under ``<directory>/ab``, becomes one of today."""
 
-import multiprocessing
 import os
 import shutil
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bank_helpers import MODEL, Learn, learner, unit
+from forks import forks
 
 from elm_agent import Settings, open_bank
 from elm_agent.errors import StorageError
@@ -102,8 +102,7 @@ def interrupt(*_args: object, **_more: object) -> None:
 
 
 def test_concurrent_openers(bank: Bank, old: list[MemoryRecord], database_url: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    openers = [context.Process(target=_open, args=(database_url, tmp_path)) for _ in range(3)]
+    openers = [forks().Process(target=_open, args=(database_url, tmp_path)) for _ in range(3)]
     for opener in openers:
         opener.start()
     for opener in openers:

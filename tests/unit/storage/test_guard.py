@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -14,8 +11,10 @@ from typing import Any
 
 import pytest
 from bank_helpers import MODEL, RECIPE, learner, trained, unit
+from forks import forks
 from sqlalchemy import select
 from test_rotation import use_of
+from unheard import ask_twice
 from vault_helpers import FIRST, encrypted_bank, masters, plain_bank
 
 from elm_agent.errors import NotFound, VaultLocked
@@ -103,35 +102,17 @@ def test_nothing_readable_is_written_any_more(stale: Bank, database_url: str, fo
 
 def test_a_process_that_has_not_heard_of_the_key(stale: Bank, database_url: str, folder: Path) -> None:
     """Two processes, as it happens: one waits, the other switches encryption on, the first goes on."""
-    code = (
-        "import json, sys\n"
-        "sys.path.insert(0, sys.argv[3])\n"
-        "from pathlib import Path\n"
-        "from bank_helpers import MODEL, RECIPE\n"
-        "from vault_helpers import plain_bank\n"
-        "from elm_agent.errors import VaultLocked\n"
-        "from elm_agent.storage.sql.database import Database\n"
-        "bank = plain_bank(Database.open(sys.argv[1]), Path(sys.argv[2]))\n"
-        "def ask(question):\n"
-        "    try:\n"
-        "        bank.jobs.enqueue('default', question, task='math', model_id=MODEL.id, recipe=RECIPE)\n"
-        "    except VaultLocked as error:\n"
-        "        return str(error)\n"
-        "    return 'queued'\n"
-        "print(json.dumps(ask('before')), flush=True)\n"
-        "sys.stdin.readline()\n"
-        "print(json.dumps(ask('after')), flush=True)\n"
-    )
-    command = [sys.executable, "-c", code, database_url, str(folder), str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline()) == "queued"
-        bank = encrypted_bank(stale.database, folder)
-        process.stdin.write("go on\n")
-        process.stdin.flush()
-        assert "restart the process with [encryption] set" in json.loads(process.stdout.readline())
-    assert process.returncode == 0
+    line, its = forks().Pipe()
+    process = forks().Process(target=ask_twice, args=(database_url, folder, its))
+    process.start()
+    its.close()
+    assert line.recv() == "queued"
+    bank = encrypted_bank(stale.database, folder)
+    line.send("go on")
+    assert "restart the process with [encryption] set" in line.recv()
+    line.send("that is all")
+    process.join(120)
+    assert process.exitcode == 0
     assert {job.question for job in bank.jobs.list("default")} == {"learnt in the open", "before"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import first_schema
 import pytest
 from alembic import command
 from alembic.config import Config
+from forks import forks
 from sqlalchemy import Engine, inspect, text
 from vault_helpers import FIRST, masters
 
@@ -28,6 +28,12 @@ from elm_agent.storage.vault.rotation import rotate_data
 from elm_agent.testing.memory_stores import MemoryTensors
 
 MIGRATIONS = Path(elm_agent.storage.__file__).parent / "sql" / "migrations"
+
+
+@pytest.fixture
+def database_url(bare_database_url: str) -> str:
+    """Every schema is made here."""
+    return bare_database_url
 
 
 @pytest.fixture
@@ -227,8 +233,7 @@ def test_sealed_salts_outlast_the_way_down_and_up(database_url: str) -> None:
 
 
 def test_processes_that_open_it_at_once_migrate_it_once(first: Engine, database_url: str) -> None:
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(4, mp_context=context) as pool:
+    with ProcessPoolExecutor(4, mp_context=forks()) as pool:
         heads = list(pool.map(first_schema.open_and_verify, [database_url] * 8))
     assert len(set(heads)) == 1
     assert version_of(first) == HEAD
@@ -238,8 +243,7 @@ def test_processes_that_open_it_at_once_migrate_it_once(first: Engine, database_
 def test_a_migration_that_dies_inside_is_undone(first: Engine, database_url: str, table: str) -> None:
     """Killed when ``table`` is made: everything is as it was, and the next one who opens it migrates."""
     before = first_schema.rows(first)
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=first_schema.die_inside, args=(database_url, table))
+    process = forks().Process(target=first_schema.die_inside, args=(database_url, table))
     process.start()
     process.join(60)
     assert process.exitcode == -9
