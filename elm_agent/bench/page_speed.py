@@ -2,7 +2,8 @@
 
 A made-up bank is filled once into the folder and used again the next time; tensors are counted, not kept. Times are
 wall milliseconds from the request to the whole answer, over a socket of this machine, first the one that comes first
-and then the median and the longest of the others. ``--uses`` are of memories drawn unevenly, one transaction each.
+and then the median and the longest of the others; CPU milliseconds, of server and browser together, do not depend
+on what else the machine does. ``--uses`` are of memories drawn unevenly, one transaction each.
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ from elm_agent.storage.browsing.memories import Order
 
 WIDTH = 64
 NAMESPACE = "default"
-REQUESTS = 9
+REQUESTS = 5
 LIST = f"/n/{NAMESPACE}/memories"
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Milliseconds of one view, and the kilobytes of its page."""
+    """Milliseconds of one view, and the kilobytes of its page. ``busy``: what the processor worked, in the median."""
 
     view: str
     first: float
     median: float
     longest: float
+    busy: float
     kilobytes: float
 
 
@@ -97,13 +99,15 @@ def measure(url: str, wanted: dict[str, str], *, depth: int) -> Iterator[Taken]:
                 break
             deep = found[1].replace("&amp;", "&")
         for view, path in {**wanted, f"memories, page {depth + 1}": deep}.items():
-            times, size = [], 0
+            times, busy, size = [], [], 0
             for _ in range(1 + REQUESTS):
-                started = time.perf_counter()
+                started, worked = time.perf_counter(), time.process_time()
                 answer = client.get(path).raise_for_status()
                 times.append((time.perf_counter() - started) * 1000)
+                busy.append((time.process_time() - worked) * 1000)
                 size = len(answer.content)
-            yield Taken(view, times[0], statistics.median(times[1:]), max(times[1:]), size / 1000)
+            middle = statistics.median(times[1:])
+            yield Taken(view, times[0], middle, max(times[1:]), statistics.median(busy[1:]), size / 1000)
 
 
 @contextmanager
@@ -135,9 +139,10 @@ def main(arguments: list[str]) -> int:
     with closing(_bank(chosen.home)) as bank:
         fill(bank, chosen.memories, chosen.uses)
         with served(bank) as url:
-            print("| view | first, ms | median, ms | longest, ms | kB |\n| --- | --- | --- | --- | --- |")
+            print("| view | first, ms | median, ms | longest, ms | CPU, ms | kB |")
+            print("| --- | --- | --- | --- | --- | --- |")
             for taken in measure(url, views(bank), depth=chosen.depth):
-                times = f"{taken.first:.0f} | {taken.median:.0f} | {taken.longest:.0f}"
+                times = f"{taken.first:.0f} | {taken.median:.0f} | {taken.longest:.0f} | {taken.busy:.0f}"
                 print(f"| {taken.view} | {times} | {taken.kilobytes:.0f} |", flush=True)
     return 0
 

@@ -369,9 +369,16 @@ class Bank(BankReader):
                 ).items()
             }
 
-    def uses(self, namespace: str, memory_id: str | None = None, limit: int | None = None) -> list[UseRecord]:
-        """Newest first."""
-        return self._use_log.list(namespace, memory_id, limit)
+    def uses(
+        self,
+        namespace: str,
+        memory_id: str | None = None,
+        limit: int | None = None,
+        *,
+        home: str | None = None,
+    ) -> list[UseRecord]:
+        """Newest first. ``home``: only of memories that live there; with ``memory_id`` an index finds them."""
+        return self._use_log.list(namespace, memory_id, limit, home)
 
     # --- finding, and the indexes -----------------------------------------------------------------------
 

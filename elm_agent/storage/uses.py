@@ -122,9 +122,14 @@ class UseLog:
             if session.get(NamespaceRow, namespace) is None:
                 raise NotFound(f"namespace {namespace[:100]!r} is not in this bank: bind it to a model first")
 
-    def list(self, namespace: str, memory_id: str | None, limit: int | None) -> list[UseRecord]:
+    def list(
+        self, namespace: str, memory_id: str | None, limit: int | None, home: str | None = None
+    ) -> list[UseRecord]:
         """Newest first."""
-        query = select(UseRow).where(UseRow.namespace == namespace)
+        mine = UseRow.namespace == namespace
+        if home is not None:  # asked so that no planner walks through all uses of the namespace in the order of time
+            mine = (func.coalesce(UseRow.namespace, "") == namespace) & (UseRow.memory_namespace == home)
+        query = select(UseRow).where(mine)
         if memory_id is not None:
             query = query.where(UseRow.memory_id == memory_id)
         query = query.order_by(UseRow.created_at.desc(), UseRow.id.desc()).limit(limit)

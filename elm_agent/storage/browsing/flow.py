@@ -16,7 +16,7 @@ from elm_agent.storage.indexes.feed import revision_of
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.schema import UseRow
 
-MOST = 20_000
+MOST = 10_000
 PIECES = 40
 
 _RIGHT_WITH = {UseOutcome.FIXED, UseOutcome.BOTH_RIGHT}

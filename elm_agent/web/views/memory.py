@@ -54,7 +54,7 @@ def show(desk: Desk, request: Request) -> Response:
         rollouts=rollouts[:ROLLOUTS],
         failed=sum(rollout.failure is not None for rollout in episode.rollouts),
         curve=_curve(episode),
-        uses=bank.uses(info.name, memory_id, limit=USES),
+        uses=bank.uses(info.name, memory_id, USES, home=info.name),
         worth=bank.posteriors(info.name, [(info.name, memory_id)])[info.name, memory_id],
         events=events[::-1],
         undo=undo_of(memory, events),

@@ -209,3 +209,9 @@ def test_a_sample_is_of_active_memories_with_their_keys(bank: Bank) -> None:
     assert len(some.ids) <= 8
     assert set(some.ids) <= set(everything.ids)
     assert some.active == 20
+
+
+def test_uses_of_a_memory_are_the_same_however_they_are_asked_for(bank: Bank) -> None:
+    for memory_id in fill(bank)[:6]:
+        assert bank.uses("default", memory_id, home="default") == bank.uses("default", memory_id)
+        assert bank.uses("default", memory_id, home="elsewhere") == []
