@@ -1,4 +1,4 @@
-"""One memory, or one network, from a whole set of questions: the offline references TTRL and GRPO (METHOD section 4).
+"""One memory or one network from a whole set of questions: the references TTRL and GRPO (arXiv 2606.17803, 4.1).
 
 The step is that of ``grpo``; what differs is that each step has another question, and that all of them pull the same
 parameters. For studies: an agent meets its questions one by one.
