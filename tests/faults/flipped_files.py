@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from flipped_homes import KINDS, S3_KIND, Objects, Seen, agents, gather, make_homes
+from flipped_homes import KINDS, S3_KIND, Objects, Seen, gather, make_homes
+from forks import forks
 from s3 import ENVIRONMENT, NoServer, temporary_s3
 
 RARE = {"chroma"}  # its child process takes seconds
@@ -41,7 +42,7 @@ def damaged(data: bytes, dice: random.Random) -> tuple[bytes, str]:
 
 def visit(root: Path, how: str) -> tuple[int, Seen | None]:
     """The exit status of an agent's process on this home, and what it saw."""
-    context = agents()
+    context = forks()
     heard, said = context.Pipe(duplex=False)
     process = context.Process(target=_visit, args=(root, how, said))
     process.start()

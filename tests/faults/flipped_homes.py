@@ -14,7 +14,6 @@ import signal
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkContext, ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from dying_worker import make_worker
 from forks import forks
 from kill_child import MODEL, NAMESPACE, RECIPE
 from sqlalchemy import event
+from warm_chroma import warm_chroma
 
 from elm_agent.errors import ElmError
 from elm_agent.protocols import TensorStore
@@ -31,7 +31,6 @@ from elm_agent.records import KeyKind, MemoryState, digest_of
 from elm_agent.settings import load_settings
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.health.doctor import examine
-from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.ledger import checkpoints
 from elm_agent.storage.ledger.signing import PublicKey, SigningKey
@@ -83,11 +82,6 @@ class Seen:
             self.read[name] = digest_of(act())
         except ElmError as error:
             self.refused.append(f"{name}: {error}")
-
-
-def agents() -> ForkServerContext | ForkContext:
-    """Where the processes of agents are made."""
-    return forks()
 
 
 # --- made ---------------------------------------------------------------------------------------------------------
@@ -143,7 +137,7 @@ def _fill(root: Path, how: str) -> None:
 
 def _die_in_an_eviction(root: Path) -> None:
     """Leave a journal from which the next to open the database must roll back what was half written."""
-    process = agents().Process(target=_evict_and_die, args=(root,))
+    process = forks().Process(target=_evict_and_die, args=(root,))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -173,7 +167,7 @@ def _small_cache(connection: Any) -> None:
 def open_home(root: Path, how: str) -> Bank:
     home = root / how
     database = Database.open(f"sqlite:///{home / 'bank.sqlite'}")
-    chroma = ChromaIndex(home / "chroma") if how == "chroma" else None
+    chroma = warm_chroma(home / "chroma") if how == "chroma" else None
     return Bank(
         database,
         _tensors(home, how),

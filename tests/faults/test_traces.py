@@ -15,12 +15,12 @@ import pytest
 from postgres import fresh_database, server_binaries
 from servers import pgvector_binaries
 from sqlalchemy import create_engine, make_url, text
+from warm_chroma import warm_chroma
 
 from elm_agent.bench.filling import use_of
 from elm_agent.protocols import TensorStore
 from elm_agent.records import KeyKind, MemoryState, Recipe, Route, UseRecord
 from elm_agent.storage.bank import Bank
-from elm_agent.storage.indexes.chroma import ChromaIndex
 from elm_agent.storage.indexes.exact import ExactIndex
 from elm_agent.storage.indexes.feed import FedIndex
 from elm_agent.storage.indexes.pgvector import PgvectorIndex
@@ -52,7 +52,7 @@ class Place:
         database = Database.open(self.database_url)
         durable: FedIndex | None = None
         if self.kind == "chroma":
-            durable = ChromaIndex(self.home / "chroma")
+            durable = warm_chroma(self.home / "chroma")
         elif self.kind == "pgvector":
             durable = PgvectorIndex(database)
         return Bank(
