@@ -1,0 +1,50 @@
+"""docs/web.md: its code runs, its pictures are there and small, its views are those of the page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "web.md").read_text("utf-8")
+MOST_BYTES = 150_000
+
+
+def test_the_code_serves_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/web.md", "exec"), names)
+    try:
+        answer = TestClient(names["app"], base_url="http://localhost:8010").get("/")
+        assert answer.status_code == 200
+        assert "No namespace yet" in answer.text
+    finally:
+        names["bank"].close()
+
+
+def test_pictures_are_there_and_small() -> None:
+    named = re.findall(r"!\[[^]]+\]\((images/[\w-]+\.png)\)", TEXT)
+    assert len(named) >= 8
+    for name in named:
+        picture = ROOT / "docs" / name
+        assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert picture.stat().st_size < MOST_BYTES, name
+
+
+def test_limits_are_those_of_the_page() -> None:
+    from elm_agent.storage.browsing.flow import MOST
+    from elm_agent.web import forms, guard, sessions
+    from elm_agent.web.views import map_, memories, vectors
+
+    assert f"addresses over {guard.LONGEST_QUERY:,} characters and forms over {forms.MOST_BYTES:,} bytes" in TEXT
+    assert f"{sessions.LIFE_SECONDS // 3600} hours" in TEXT
+    assert f"up to {map_.MOST:,} active memories" in TEXT
+    assert f"the newest {MOST:,} uses" in TEXT
+    assert f"in at most {vectors.MOST_TOKENS} tokens" in TEXT
+    assert len(memories.ORDERS) == 8
+    assert "eight orders, pages of 50" in TEXT
