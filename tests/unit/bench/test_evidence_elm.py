@@ -25,7 +25,7 @@ QUESTIONS = ("what is one", "name a colour", "what is one", "say two words", "ho
 SETTINGS = Settings(
     task="text",  # so that whatever a random model says is an answer
     max_new_tokens=4,
-    learning={"steps": 1, "rollouts": 2, "max_new_tokens": 3, "virtual_tokens": 2, "temperature": 1.0},
+    learning={"steps": 1, "rollouts": 2, "max_new_tokens": 3, "virtual_tokens": 12, "temperature": 1.0},
 )
 
 
