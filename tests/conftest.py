@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import s3
+from forks import forks
 from postgres import NoServer, fresh_database, temporary_cluster
 from ray_nodes import RayNodes, ray_nodes
 from servers import KeptChroma, pgvector_binaries
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and not is_pulled("smollm2-135m"):
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="not in the cache: run `elm-agent models pull` first"))
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> None:
+    """Start the warm server for whoever only asks for a process of the start method "forkserver"."""
+    forks()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ connection for all threads, and neither is a bank.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from elm_agent.storage.ledger import chain
 from elm_agent.storage.sql.database import Database
 from elm_agent.testing.doubles import fake_fingerprint, unit_vector
 from elm_agent.testing.memory_stores import MemoryTensors
+from elm_agent.testing.processes import StartMethod, context_of
 
 HOME, AWAY = "Home", "home"  # names that differ in case are two namespaces
 MODEL, RECIPE = fake_fingerprint(), Recipe(virtual_tokens=1)
@@ -97,6 +97,7 @@ class DatabaseSuite:
     capabilities = frozenset({DatabaseCapability.BASE, DatabaseCapability.PROCESSES})
     batch = 300  # memories of the large batch
     patience = 120.0  # seconds within which processes must be done
+    start_method: StartMethod = "spawn"
 
     @pytest.fixture
     def database_url(self) -> str:
@@ -237,7 +238,7 @@ class DatabaseSuite:
             assert kinds.count(EventKind.CREATED) == len(bank.memories(namespace))
 
     def _in_processes(self, count: int, work: Callable[[str], None], url: str, status: int = 0) -> None:
-        context = multiprocessing.get_context("spawn")  # no connection crosses into the child
+        context = context_of(self.start_method)  # no connection crosses into the child
         processes = [context.Process(target=work, args=(url,)) for _ in range(count)]
         for process in processes:
             process.start()

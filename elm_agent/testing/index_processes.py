@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 
 from elm_agent.protocols import IndexCapability, IndexEntry, KeyIndex
 from elm_agent.records import KeyKind, Vector
+from elm_agent.testing.processes import StartMethod, context_of
 
 INPUT, KV = KeyKind.INPUT, KeyKind.KV
 
@@ -38,6 +39,7 @@ class IndexProcesses:
     crowd = 300  # entries that a killed process was writing
     kills = 3
     patience = 120.0  # seconds within which a process must have done its part
+    start_method: StartMethod = "spawn"
 
     @pytest.fixture
     def index(self) -> KeyIndex:
@@ -69,7 +71,7 @@ class IndexProcesses:
     def test_processes_work_beside_each_other(self, index: KeyIndex) -> None:
         self._need(index, IndexCapability.SHARED)
         opener = self.opener(index)
-        context = multiprocessing.get_context("spawn")
+        context = context_of(self.start_method)
         workers = [context.Process(target=_fill, args=(opener, worker)) for worker in range(3)]
         for process in workers:
             process.start()
@@ -86,9 +88,7 @@ class IndexProcesses:
         index.close()
         for kill in range(self.kills):
             begun = tmp_path / f"begun{kill}"
-            process = multiprocessing.get_context("spawn").Process(
-                target=_write_for_ever, args=(opener, self.crowd, begun)
-            )
+            process = context_of(self.start_method).Process(target=_write_for_ever, args=(opener, self.crowd, begun))
             process.start()
             until = time.monotonic() + self.patience
             while not begun.exists():
@@ -119,12 +119,12 @@ class IndexProcesses:
         assert [path for path in folder.rglob("*") if path.is_file() and trace in path.read_bytes()] == []
 
     def _run(self, function: Callable[..., None], *args: object) -> None:
-        process = multiprocessing.get_context("spawn").Process(target=function, args=args)
+        process = context_of(self.start_method).Process(target=function, args=args)
         process.start()
         self._wait(process)
         assert process.exitcode == 0
 
-    def _wait(self, process: multiprocessing.process.BaseProcess) -> None:
+    def _wait(self, process: BaseProcess) -> None:
         process.join(self.patience)
         if process.is_alive():
             process.kill()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 
 from elm_agent.errors import SettingsError, TensorCorrupt, TensorMissing
 from elm_agent.protocols import TensorCapability, TensorStore
+from elm_agent.testing.processes import StartMethod, context_of
 
 NOWHERE = "sha256:" + "0" * 64
 TEAM = "team"
@@ -30,6 +30,7 @@ class TensorStoreSuite:
     rounds = 25  # of each process that works beside others
     large = 300_000  # bytes of the largest tensor
     patience = 120.0  # seconds within which processes must be done
+    start_method: StartMethod = "spawn"
 
     @pytest.fixture
     def store(self) -> TensorStore:
@@ -276,7 +277,7 @@ class TensorStoreSuite:
         assert store.temporary(-1) == []
 
     def _run(self, work: list[tuple[Callable[..., None], tuple[object, ...]]], exit_code: int = 0) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = context_of(self.start_method)
         processes = [context.Process(target=function, args=args) for function, args in work]
         for process in processes:
             process.start()

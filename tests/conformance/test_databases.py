@@ -1,20 +1,19 @@
-"""SQLite and PostgreSQL, judged by the suite that we ship. The URLs come from the fixture of all tests."""
-
-from collections.abc import Iterator
+"""SQLite and PostgreSQL, judged by the suite that we ship. The URLs come from the fixtures of all tests."""
 
 import pytest
-from postgres import fresh_database
 
 from elm_agent.testing.conformance import DatabaseSuite
 
 
+@pytest.mark.usefixtures("fork_server")
 class TestDatabases(DatabaseSuite):
     batch = 60
+    start_method = "forkserver"
 
-    @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-    def database_url(self, request: pytest.FixtureRequest, tmp_path: object) -> Iterator[str]:
-        if request.param == "sqlite":
-            yield f"sqlite:///{tmp_path}/bank.sqlite"
-            return
-        with fresh_database(request.getfixturevalue("postgres_server")) as url:
-            yield url
+    @pytest.fixture
+    def database_url(self, database_url: str) -> str:
+        """Its schema is there already."""
+        return database_url
+
+    def test_concurrent_openers_make_the_schema_once(self, bare_database_url: str) -> None:
+        super().test_concurrent_openers_make_the_schema_once(bare_database_url)
