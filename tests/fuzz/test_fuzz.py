@@ -16,7 +16,7 @@ from fuzz_watch import Watch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-RUNS = int(os.environ.get("ELM_FUZZ_RUNS", "2000"))
+RUNS = int(os.environ.get("ELM_FUZZ_RUNS", "500"))
 RUN = Path(__file__).with_name("run.py")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ MODEL = fake_fingerprint()
 
 
 @pytest.fixture
-def bank(tmp_path: Path) -> Iterator[Bank]:
+def bank(tmp_path: Path, sqlite_schema: Path) -> Iterator[Bank]:
+    shutil.copyfile(sqlite_schema, tmp_path / "bank.sqlite")
     bank = Bank(Database.open(f"sqlite:///{tmp_path / 'bank.sqlite'}"), LocalTensors(tmp_path / "tensors"))
     bank.bind("ns", MODEL)
     yield bank
