@@ -118,6 +118,7 @@ def _nearest(a: Asked, **more: Any) -> Any:
 
 PROBES: dict[str, Callable[[Asked], Any]] = {
     "Bank.bind": lambda a: a.bank.bind(a.name, MODEL),
+    "Bank.namespace": lambda a: a.bank.namespace(a.name),
     "Bank.memory": lambda a: a.bank.memory(a.name, a.id),
     "Bank.memories": lambda a: a.bank.memories(a.name),
     "Bank.prompt": lambda a: a.bank.prompt(a.name, a.id),
@@ -158,6 +159,7 @@ PROBES: dict[str, Callable[[Asked], Any]] = {
     "JobQueue.cancel": lambda a: a.bank.jobs.cancel(a.name, a.lease.job.id),
     "JobQueue.retry": lambda a: a.bank.jobs.retry(a.name, a.job.id),
     "JobQueue.list": lambda a: a.bank.jobs.list(a.name),
+    "JobQueue.unfinished": lambda a: a.bank.jobs.unfinished(a.name),
     "JobQueue.heartbeat": lambda a: a.bank.jobs.heartbeat(a.forged, lease_seconds=1),
     "JobQueue.release": lambda a: a.bank.jobs.release(a.forged, "mine now"),
     "JobQueue.fail": lambda a: a.bank.jobs.fail(a.forged, "mine now", backoff_seconds=0),
