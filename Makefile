@@ -1,7 +1,9 @@
 # Everything from a fresh clone with Python 3.11 or newer: `make demo`, `make test`. `make help` lists the rest.
 # Other Python: make demo PYTHON=python3.12. More arguments: make demo ARGS="--short", make test ARGS="-k bank".
+# Tests run in two processes: make test WORKERS=0 ARGS="--pdb" in one.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed ## watch a small language model learn from its own work
 	@$(BIN)/elm-agent demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 check: $(VENV)/.installed-dev format lint types layers test ## what CI checks: format, lint, types, layers, tests
 

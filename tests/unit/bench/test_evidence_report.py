@@ -240,7 +240,8 @@ def small(folder: Path) -> Path:
     return write_run(folder, [*lines, *(answer("elm_kv", n, n != 3) for n in range(4))], items=[item(0)] * 4)
 
 
-def test_the_command_writes_and_tells(tmp_path: Path) -> None:
+def test_the_command_writes_and_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     folder = small(tmp_path / "run")
     result = bench_report(folder)
     assert result.exit_code == 0, result.output

@@ -98,7 +98,7 @@ def test_why_tells_the_whole_story(elm: Elm, world: World) -> None:
     ):
         assert words in shown
     told = document(elm, "memories", "why", world.memory.id)
-    assert set(told) == {"memory", "episode", "uses", "events"}
+    assert set(told) == {"memory", "worth", "episode", "uses", "events"}
     assert len(told["episode"]["curve"]) == 3
     assert [use["outcome"] for use in told["uses"]] == ["fixed"]
     assert "no idea" in text(elm, "memories", "why", world.memory.id, "--rollouts")

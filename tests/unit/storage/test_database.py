@@ -105,7 +105,9 @@ def _half_a_migration(config: Config, _revision: str) -> None:
 def test_a_database_of_a_newer_version_is_refused(database: Database, database_url: str) -> None:
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(StorageError, match=r"newer elm-agent \(schema 9999, this one knows up to 0004\); run `pip"):
+    with pytest.raises(
+        StorageError, match=rf"newer elm-agent \(schema 9999, this one knows up to {HEAD}\); run `pip"
+    ):
         Database.open(database_url)
 
 

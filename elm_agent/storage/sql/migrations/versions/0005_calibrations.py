@@ -20,12 +20,12 @@ def upgrade() -> None:
         sa.Column("namespace", sa.String(length=100), sa.ForeignKey("namespaces.name"), primary_key=True),
         sa.Column("kind", WORD, primary_key=True),
         sa.Column("model_id", sa.String(length=80), nullable=False),
-        sa.Column("intercept", sa.Float(), nullable=False),
-        sa.Column("of_similarity", sa.Float(), nullable=False),
-        sa.Column("of_utility", sa.Float(), nullable=False),
+        sa.Column("intercept", sa.Double(), nullable=False),
+        sa.Column("of_similarity", sa.Double(), nullable=False),
+        sa.Column("of_utility", sa.Double(), nullable=False),
         sa.Column("uses", sa.Integer(), nullable=False),
-        sa.Column("helped", sa.Float(), nullable=False),
-        sa.Column("hurt", sa.Float(), nullable=False),
+        sa.Column("helped", sa.Double(), nullable=False),
+        sa.Column("hurt", sa.Double(), nullable=False),
         sa.Column("fitted_at", sa.DateTime(timezone=True), nullable=False),
     )
 
