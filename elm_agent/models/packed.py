@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from elm_agent.models.memory import spare_bytes
 from elm_agent.models.slots import Slots
-from elm_agent.models.step import why_unknown
+from elm_agent.models.step import why_unknown, window_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def why_unpacked(model: PreTrainedModel) -> str | None:
         return why
     if config.model_type not in _KNOWN:
         return f"packed weights are for {', '.join(sorted(_KNOWN))}, and it is {config.model_type!r}"
-    if any(_window(model, layer) is not None for layer in model.model.layers):
+    if any(window_of(model, layer) is not None for layer in model.model.layers):
         return "it has layers with a window"
     if (width := int(model.model.layers[0].self_attn.head_dim)) % _HEAD_MULTIPLE:
         return f"its heads are {width} wide, which is no multiple of {_HEAD_MULTIPLE}"
@@ -245,12 +245,6 @@ def _mlp(graph: _Graph, name: str, mlp: Any, normed: str) -> str:
     gate = graph.node("QuickGelu", [gate], [f"{name}.silu"], _MICROSOFT, alpha=1.0)
     up = graph.linear(f"{name}.up", mlp.up_proj, normed)
     return graph.linear(f"{name}.down", mlp.down_proj, graph.node("Mul", [gate, up], [f"{name}.gated"]))
-
-
-def _window(model: PreTrainedModel, layer: Any) -> int | None:
-    everywhere = getattr(model.config, "sliding_window", None) if model.config.model_type == "mistral" else None
-    window: int | None = getattr(layer.self_attn, "sliding_window", everywhere)
-    return window
 
 
 def _epsilon(module: Any) -> float:

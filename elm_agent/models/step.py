@@ -42,6 +42,13 @@ def why_unknown(model: PreTrainedModel) -> str | None:
     return None
 
 
+def window_of(model: PreTrainedModel, layer: Any) -> int | None:
+    """How many positions a layer of a known architecture sees, itself included; None: all that came before."""
+    everywhere = getattr(model.config, "sliding_window", None) if model.config.model_type == "mistral" else None
+    window: int | None = getattr(layer.self_attn, "sliding_window", everywhere)
+    return window
+
+
 @torch.no_grad()
 def step(
     model: PreTrainedModel, slots: Slots, tokens_N: torch.Tensor, counts: Sequence[int] | None = None
@@ -53,13 +60,12 @@ def step(
     inner, places = model.model, _places(slots, counts)
     length = slots.grow(1 if counts is None else max(counts))
     hidden_NE = inner.embed_tokens(tokens_N)
-    everywhere = getattr(model.config, "sliding_window", None) if model.config.model_type == "mistral" else None
     rotations: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
     masks: dict[int | None, torch.Tensor | None] = {}
     for index, layer in enumerate(inner.layers):
         attention = layer.self_attn
         kind = getattr(attention, "layer_type", None) if model.config.model_type == "gemma3_text" else None
-        window = getattr(attention, "sliding_window", everywhere)
+        window = window_of(model, layer)
         if kind not in rotations:
             rotations[kind] = _rotation(inner.rotary_emb, hidden_NE, places.positions_N, kind)
         if window not in masks:
