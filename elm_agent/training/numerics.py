@@ -75,6 +75,12 @@ def dr_grpo_loss(
     return (per_token_GT * mask_GT).sum() / ((rows or mask_GT.shape[0]) * max_tokens)
 
 
+def kl_divergence(teacher_TV: torch.Tensor, student_TV: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) over the whole vocabulary at each token, from logits (T, V): (T,), nats."""
+    teacher_TV, student_TV = teacher_TV.log_softmax(-1), student_TV.log_softmax(-1)
+    return (teacher_TV.exp() * (teacher_TV - student_TV)).sum(-1)
+
+
 def cross_entropy(logprobs_GT: torch.Tensor, mask_GT: torch.Tensor, *, tokens: int) -> torch.Tensor:
     """Scalar loss: the mean negative log-probability of the targets' ``tokens`` real tokens, in nats.
 
