@@ -7,6 +7,7 @@ A row is always [pads][soft prompt][text]: pads come first, positions count from
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from transformers import DynamicCache, PreTrainedModel
 from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.lowrank import Adapter, beside, projections
 from elm_agent.models.packed import PackedStep, packed_step
-from elm_agent.models.step import why_unknown
+from elm_agent.models.step import why_unknown, window_of
+from elm_agent.models.tree import Tree, tree_of
 
 
 @dataclass(slots=True)
@@ -146,6 +148,53 @@ class Network:
         return wide(self._run(self.model, prefix, everything, input_ids=tokens_BT).logits)
 
     def logprobs(
+        self, prefix: Prefix, last_id: int, tokens_BT: torch.Tensor, mask_BT: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        """Log-probabilities (B, T) in nats of right-padded completions after one row and its last token; 0 at pads.
+
+        ``prefix``: the one row without ``last_id``; unchanged. At logits / temperature, at least float32.
+        """
+        if self.reads_trees(prefix, tokens_BT.shape[1]):
+            rows = [tokens_T[mask_T].tolist() for tokens_T, mask_T in zip(tokens_BT, mask_BT, strict=True)]
+            chosen_N = self._of_tree(prefix.shared(1), tree_of(rows, last_id, self.device), temperature)
+        else:
+            last_B1 = torch.full((tokens_BT.shape[0], 1), last_id, device=self.device)
+            inputs_BT = torch.cat([last_B1, tokens_BT[:, :-1]], dim=1)
+            chosen_N = self._of_rows(prefix.shared(len(inputs_BT)), inputs_BT, tokens_BT, mask_BT, temperature)
+        return chosen_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, chosen_N)
+
+    def reads_trees(self, prefix: Prefix, positions: int) -> bool:
+        """Whether completions of so many positions are read as a tree: where every layer sees all of a row."""
+        return self._quick_head and prefix.mask_BL.shape[1] + positions <= self._seen_by_all
+
+    @property
+    def _quick_head(self) -> bool:
+        return self.why_slow is None and not self.trains_head
+
+    @cached_property
+    def _seen_by_all(self) -> float:
+        """How many positions every layer sees."""
+        windows = [window_of(self.model, layer) for layer in self.model.model.layers]
+        return min((window for window in windows if window is not None), default=math.inf)
+
+    def _of_tree(self, prefix: Prefix, tree: Tree, temperature: float) -> torch.Tensor:
+        """Of each token of each row, one row after the other; ``prefix`` (one row without pads) is consumed."""
+        before = prefix.mask_BL.shape[1]
+        seen_NL = torch.nn.functional.pad(tree.seen_NN, (before, 0), value=True)
+        mask_NL = torch.zeros(seen_NL.shape, dtype=self.dtype, device=self.device)
+        with self.beside(prefix.adapters_B):
+            out = self.model.model(
+                input_ids=tree.inputs_N[None],
+                attention_mask=mask_NL.masked_fill_(~seen_NL, torch.finfo(self.dtype).min)[None, None],
+                position_ids=(before + tree.depths_N)[None],
+                past_key_values=prefix.cache,
+                use_cache=True,
+            )
+        hidden_PE = out.last_hidden_state[0, tree.after_P]
+        chosen_P = head_logprobs(hidden_PE, self.model.lm_head.weight, tree.tokens_P, temperature)
+        return chosen_P[tree.places_R]
+
+    def _of_rows(
         self,
         prefix: Prefix,
         inputs_BT: torch.Tensor,
@@ -153,19 +202,12 @@ class Network:
         mask_BT: torch.Tensor,
         temperature: float,
     ) -> torch.Tensor:
-        """Log-probabilities (B, T) in nats of ``tokens_BT``, each after the input at its place; 0 where masked.
-
-        ``prefix`` is consumed. At logits / temperature, at least float32.
-        """
-        if self.why_slow is None and not self.trains_head:
-            everything = torch.ones_like(inputs_BT, dtype=torch.bool)
-            hidden_BTE = self._run(self.model.model, prefix, everything, input_ids=inputs_BT).last_hidden_state
-            weight_VE = self.model.lm_head.weight
-            chosen_N = head_logprobs(hidden_BTE[mask_BT], weight_VE, tokens_BT[mask_BT], temperature)
-        else:
-            logits_BTV = self.extend(prefix, inputs_BT)
-            chosen_N = token_logprobs(logits_BTV[mask_BT], tokens_BT[mask_BT], temperature)
-        return chosen_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, chosen_N)
+        """Of each real token, one row after the other; ``prefix`` (B rows) is consumed."""
+        if not self._quick_head:
+            return token_logprobs(self.extend(prefix, inputs_BT)[mask_BT], tokens_BT[mask_BT], temperature)
+        everything = torch.ones_like(inputs_BT, dtype=torch.bool)
+        hidden_BTE = self._run(self.model.model, prefix, everything, input_ids=inputs_BT).last_hidden_state
+        return head_logprobs(hidden_BTE[mask_BT], self.model.lm_head.weight, tokens_BT[mask_BT], temperature)
 
     def _run(self, module: Any, prefix: Prefix, mask_BT: torch.Tensor, **inputs: Any) -> Any:
         """Run ``module`` on T more positions of every row, of which ``mask_BT`` are real."""

@@ -1,7 +1,8 @@
 """The gradient of one step on one memory, in micro-batches: METHOD 1d on what a group has drawn.
 
-The prompt's keys and values are read once, with gradient, and shared by the group. Each micro-batch leaves its
-gradient on them; only then does it go on to the memory. The sum is the same however the group is cut.
+The prompt's keys and values are read once, with gradient, and shared by the group, and so is what completions begin
+with in common (``models.tree``). Each micro-batch leaves its gradient on the prompt's; only then does it go on to the
+memory. The sum is the same however the group is cut.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from elm_agent.models.decoding import Row
 from elm_agent.models.network import Network, Prefix
+from elm_agent.models.tree import branches
 from elm_agent.records import Recipe
 from elm_agent.training import numerics
 
@@ -76,9 +78,7 @@ def backward(
         kl_BT = None
         if reference is not None:
             with torch.no_grad():
-                reference_BT = completion_logprobs(
-                    reference.network, reference, last_id, tokens_BT, mask_BT, recipe.temperature
-                )
+                reference_BT = reference.network.logprobs(reference, last_id, tokens_BT, mask_BT, recipe.temperature)
             kl_BT = numerics.kl_k3(logprobs_BT, reference_BT)
             kl += float((kl_BT.detach() * mask_BT).sum())
         clipped += numerics.clip_fraction(logprobs_BT.detach(), old_BT, mask_BT, recipe.clip_eps) * int(mask_BT.sum())
@@ -118,9 +118,11 @@ def _gather(
     """Take the rows part by part, and put the gradient of all on what ``prefix`` was read from; the whole loss."""
     shared, roots = prefix.leaf()
     loss = 0.0
-    for part in micro_batches([len(row.tokens) for row in rows], token_budget):
-        tokens_BT, mask_BT = completions([rows[index].tokens for index in part], network.device)
-        logprobs_BT = completion_logprobs(network, shared, last_id, tokens_BT, mask_BT, temperature)
+    drawn = [row.tokens for row in rows]
+    cut = branches if network.reads_trees(prefix, max(map(len, drawn))) else micro_batches
+    for part in cut(drawn, token_budget):
+        tokens_BT, mask_BT = completions([drawn[index] for index in part], network.device)
+        logprobs_BT = network.logprobs(shared, last_id, tokens_BT, mask_BT, temperature)
         share = part_loss(part, tokens_BT, mask_BT, logprobs_BT)
         torch.autograd.backward(share)
         loss += float(share.detach())
@@ -129,22 +131,9 @@ def _gather(
     return loss
 
 
-def completion_logprobs(
-    network: Network,
-    prefix: Prefix,
-    last_id: int,
-    tokens_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    temperature: float,
-) -> torch.Tensor:
-    """Log-probabilities (B, T) of right-padded completions after the one row in ``prefix`` and its last token."""
-    last_B1 = torch.full((tokens_BT.shape[0], 1), last_id, device=tokens_BT.device)
-    inputs_BT = torch.cat([last_B1, tokens_BT[:, :-1]], dim=1)
-    return network.logprobs(prefix.shared(tokens_BT.shape[0]), inputs_BT, tokens_BT, mask_BT, temperature)
-
-
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices of rows, longest first, in parts of at most ``token_budget`` positions, or of one row."""
+def micro_batches(rows: Sequence[Sequence[int]], token_budget: int) -> list[list[int]]:
+    """Indices of rows, longest first, in parts of at most ``token_budget`` padded positions, or of one row."""
+    lengths = [len(row) for row in rows]
     parts: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= token_budget:

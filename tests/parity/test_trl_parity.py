@@ -20,11 +20,12 @@ pytest.importorskip("trl", reason="TRL is not installed: pip install 'elm-agent[
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
+from elm_agent.models.network import Network
 from elm_agent.protocols import Task, Trained
 from elm_agent.records import Recipe
 from elm_agent.tasks import get_task
 from elm_agent.testing.tiny import write_tiny_model
-from elm_agent.training import GrpoTrainer, grpo, numerics, trl_run, update
+from elm_agent.training import GrpoTrainer, grpo, numerics, trl_run
 from elm_agent.training.trl_trainer import TrlTrainer
 
 QUESTION = "What is 7 times 8?"
@@ -63,7 +64,7 @@ def train_native(
 ) -> tuple[Trained, Seen, list[list[list[int]]]]:
     """Train with the completions of ``given`` (steps of groups of ids), or sample; returns what was drawn too."""
     seen, drawn = Seen(), []
-    sample, logprobs, descend = grpo.sample_group, update.completion_logprobs, grpo.descend
+    sample, logprobs, descend = grpo.sample_group, Network.logprobs, grpo.descend
 
     def sampled(*arguments: Any, step: int, **more: Any) -> list[Row]:
         if given is None:
@@ -91,7 +92,7 @@ def train_native(
 
     with patch.context() as inside:
         inside.setattr(grpo, "sample_group", sampled)
-        inside.setattr(update, "completion_logprobs", spied)
+        inside.setattr(Network, "logprobs", spied)
         inside.setattr(grpo, "descend", descended)
         trained = GrpoTrainer(model, task).train(QUESTION, recipe=replace(recipe, trainer="native"), seed=3)
     return trained, seen, drawn

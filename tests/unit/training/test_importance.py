@@ -13,6 +13,7 @@ from slow_reference import open_model, slow_loss
 from elm_agent.errors import TrainingError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
+from elm_agent.models.tree import branches
 from elm_agent.protocols import Trained
 from elm_agent.records import Recipe, StepRecord
 from elm_agent.tasks import get_task
@@ -85,7 +86,7 @@ def test_what_the_policy_would_have_drawn_alike_changes_no_bit(model: LocalModel
             numerics, "importance_ratios", lambda now, _: found.append(now.detach()) or torch.ones_like(now)
         )
         pulled(model, recipe, [[0.0] * len(row) for row in COMPLETIONS], 1024)
-    order = update.micro_batches([len(row) for row in COMPLETIONS], 1024)[0]
+    order = branches(COMPLETIONS, 1024)[0]
     sampler: list[list[float]] = [[], [], []]
     for place, index in enumerate(order):
         sampler[index] = found[0][place, : len(COMPLETIONS[index])].tolist()
