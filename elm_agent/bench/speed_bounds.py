@@ -5,7 +5,8 @@
 
 P: parameters that take part in a product for every token; rows_t: rows that draw a t-th token; T: completion tokens.
 Forward costs 2 P a token; backward through a frozen model another 2 P (no gradient of weights). Reading the question,
-attention and everything that is not a product of matrices are left out, so nothing can be quicker than the bound.
+attention and everything that is not a product of matrices are left out, so nothing that computes every token of every
+rollout can be quicker than the bound; computing what rollouts begin with in common once can.
 """
 
 from __future__ import annotations
