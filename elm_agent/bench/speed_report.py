@@ -143,8 +143,8 @@ def _page(findings: Findings) -> Iterator[str]:
             f" GB/s. Bound of a step: for every token drawn max(weight bytes / bandwidth, 2 P rows / FLOP/s), then"
             f" (2 + 2) P T for the policy{' and 2 P T for the reference' if plan.beta else ''} at FLOP/s,"
             f" P = {machine.parameters / 1e6:.1f} million, {machine.weight_bytes / 1e6:.0f} MB of weights, T tokens"
-            " drawn. Share: bound / median. What rollouts begin with in common the native arms compute once; the bound"
-            " counts it for each.\n"
+            " drawn. Share: bound / median. What rollouts begin with in common is computed once by native arms and"
+            " counted for each by the bound.\n"
         )
     if findings.series:
         yield from _table(COLUMNS, rows(findings))
