@@ -601,6 +601,7 @@ def _load_model(settings: Settings, opened: ExitStack, progress: Progress | None
         join_window_ms=settings.join_window_ms,
         kv_heads=settings.learning.kv_heads,
         pack=settings.pack,
+        graphs=settings.graphs,
         engine=settings.engine,
         gpu_memory_utilization=settings.vllm.gpu_memory_utilization,
         vllm_options=settings.vllm.options,

@@ -364,6 +364,9 @@ class Settings(BaseSettings):
         True,
         description="float32 on a CPU: a second copy of the weights, packed for decoding, which is twice as quick",
     )
+    graphs: bool = Field(
+        False, description="on a GPU: record a decode step as a CUDA graph and replay it; no GPU has measured it yet"
+    )
     cache_dir: Path | None = Field(None, description="downloaded models; None: the user cache folder")
     offline: bool = Field(False, description="never use the network, not even for `model`")
     engine: Literal["native", "vllm"] = Field(

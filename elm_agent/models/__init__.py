@@ -42,6 +42,7 @@ def load(
     kv_heads: str = "mean",
     ignore_end: bool = False,
     pack: bool = True,
+    graphs: bool = False,
     engine: Literal["native", "vllm"] = "native",
     gpu_memory_utilization: float = 0.4,
     vllm_options: Mapping[str, Any] | None = None,
@@ -54,6 +55,7 @@ def load(
         join_window_ms: milliseconds that the first request of a batch waits for company.
         ignore_end: rows run to their limits whatever they draw, for measurements.
         pack: decode with a second copy of the weights that is packed for it, float32 on a CPU: twice as quick.
+        graphs: decode by CUDA graphs on a GPU.
         engine: who draws tokens: this network, or vLLM with the same weights; see ``VllmTokens`` for
             ``gpu_memory_utilization`` and ``vllm_options``.
         progress: told (bytes done, bytes in all) while something is downloaded.
@@ -96,6 +98,7 @@ def load(
         kv_heads=kv_heads,
         ignore_end=ignore_end,
         pack=pack,
+        graphs=graphs,
         drawer=drawer,
     )
     if model.network.why_slow is not None:

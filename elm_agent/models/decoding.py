@@ -211,8 +211,8 @@ class _Slotted:
         tokens_N = torch.tensor([token for piece in pieces for token in piece], device=self._network.device)
         adapters = [adapter for adapter, count in zip(self._adapters, counts, strict=True) for _ in range(count)]
         several = counts if max(counts) > 1 else None
-        if several is None and not any(adapters) and (packed := self._network.packed) is not None:
-            return packed(self._slots, tokens_N)
+        if several is None and not any(adapters) and (quick := self._network.quick_step) is not None:
+            return quick(self._slots, tokens_N)
         with self._network.beside(adapters):
             return wide(step(self._network.model, self._slots, tokens_N, several))
 

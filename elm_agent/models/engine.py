@@ -48,6 +48,7 @@ class LocalModel:
         kv_heads: pool attention heads in kv keys ("mean", the paper) or keep them ("keep").
         ignore_end: no token ends a row, each runs to its limit: for measurements that must draw the same number.
         pack: decode with weights that are packed once, where that is quicker: see ``packed``.
+        graphs: decode by CUDA graphs on a GPU: see ``recorded``.
         drawer: has another engine draw the tokens; None: the model does. All else comes from the model.
     """
 
@@ -62,9 +63,10 @@ class LocalModel:
         kv_heads: str = "mean",
         ignore_end: bool = False,
         pack: bool = True,
+        graphs: bool = False,
         drawer: Drawer | None = None,
     ) -> None:
-        self.network = Network(model, pack=pack)
+        self.network = Network(model, pack=pack, graphs=graphs)
         self.tokenizer = tokenizer
         self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint

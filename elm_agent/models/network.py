@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.lowrank import Adapter, beside, projections
-from elm_agent.models.packed import PackedStep, packed_step
+from elm_agent.models.slots import Slots
 from elm_agent.models.step import why_unknown, window_of
 from elm_agent.models.tree import Tree, tree_of
 
@@ -77,12 +77,16 @@ class Network:
     ``why_slow``: why its architecture is decoded by transformers alone; None where the quick way is known.
     ``exact``: False for one that only comes near another, so that what it draws has to be corrected for.
     ``pack``: decode with weights that are packed once, where that is quicker. Not for one that is trained.
+    ``graphs``: decode by CUDA graphs, on a GPU.
     """
 
-    def __init__(self, model: PreTrainedModel, *, exact: bool = True, pack: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, exact: bool = True, pack: bool = False, graphs: bool = False
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.exact = exact
         self._pack = pack
+        self._graphs = graphs
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.embedding.weight.device
         self.dtype: torch.dtype = self.embedding.weight.dtype
@@ -94,9 +98,20 @@ class Network:
         return bool(self.model.get_output_embeddings().weight.requires_grad)
 
     @cached_property
-    def packed(self) -> PackedStep | None:
-        """A quicker ``step``; made when first asked for, and None where there is none. To be held."""
-        return packed_step(self.model) if self._pack else None
+    def quick_step(self) -> Callable[[Slots, torch.Tensor], torch.Tensor] | None:
+        """A quicker ``step`` for one token of every row; made when first asked for, None where there is none.
+
+        To be held. Its parts are imported here: who decodes in another way does not wait for them.
+        """
+        if self._graphs and self.device.type == "cuda" and self.why_slow is None:
+            from elm_agent.models.recorded import RecordedStep
+
+            return RecordedStep(self.model)
+        if self._pack and self.device.type == "cpu":
+            from elm_agent.models.packed import packed_step
+
+            return packed_step(self.model)
+        return None
 
     @property
     def width(self) -> int:

@@ -58,8 +58,12 @@ class Slots:
     def grow(self, more: int = 1) -> int:
         """Make room for so many more positions in every row, and return how many the longest row then has."""
         longest = int(self.lengths_B.max()) + more
-        self._reserve([(k, v) for k, v in zip(self.keys, self.values, strict=True)], self.rows, longest)
+        self._reserve(list(zip(self.keys, self.values, strict=True)), self.rows, longest)
         return longest
+
+    def widen(self, slots: int) -> None:
+        """Make room for so many slots, in use or not."""
+        self._reserve(list(zip(self.keys, self.values, strict=True)), slots, self.keys[0].shape[2])
 
     def _reserve(self, like: Sequence[tuple[torch.Tensor, torch.Tensor]], rows: int, positions: int) -> None:
         if not self.keys:

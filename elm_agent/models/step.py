@@ -57,8 +57,36 @@ def step(
 
     Returns logits (N, vocabulary), model dtype.
     """
-    inner, places = model.model, _places(slots, counts)
+    places = _places(slots, counts)
     length = slots.grow(1 if counts is None else max(counts))
+    logits_NV = _pass(model, slots, places, tokens_N, length)
+    slots.lengths_B = slots.lengths_B + (1 if counts is None else places.counts_B)
+    return logits_NV
+
+
+@torch.no_grad()
+def fixed_step(model: PreTrainedModel, slots: Slots, tokens_B: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    """``step`` for one token of the first B slots, of any use, without a shape or a choice that depends on values.
+
+    So it can be recorded and replayed: the next token of slot b stands at ``lengths_B[b]``, and every position there
+    is room for is looked at, most of them masked. Who calls it makes room and counts. Logits (B, vocabulary).
+    """
+    rows_B = torch.arange(tokens_B.shape[0], device=tokens_B.device)
+    places = _Places(rows_B, lengths_B, lengths_B[:, None], torch.ones_like(lengths_B), None)
+    return _pass(model, slots, places, tokens_B, slots.keys[0].shape[2], masked=True)
+
+
+def _pass(
+    model: PreTrainedModel,
+    slots: Slots,
+    places: _Places,
+    tokens_N: torch.Tensor,
+    length: int,
+    *,
+    masked: bool = False,
+) -> torch.Tensor:
+    """Read tokens into their places; attention sees ``length`` positions. ``masked``: there is something to hide."""
+    inner, rows = model.model, places.positions_BT.shape[0]
     hidden_NE = inner.embed_tokens(tokens_N)
     rotations: dict[str | None, tuple[torch.Tensor, torch.Tensor]] = {}
     masks: dict[int | None, torch.Tensor | None] = {}
@@ -69,7 +97,7 @@ def step(
         if kind not in rotations:
             rotations[kind] = _rotation(inner.rotary_emb, hidden_NE, places.positions_N, kind)
         if window not in masks:
-            masks[window] = _mask(places.positions_BT, length, window, hidden_NE.dtype)
+            masks[window] = _mask(places.positions_BT, length, window, hidden_NE.dtype, masked=masked)
         queries_NHD, keys_NHD, values_NHD = _project(attention, layer.input_layernorm(hidden_NE), rotations[kind])
         keys, values = slots.keys[index], slots.values[index]
         keys[places.rows_N, :, places.positions_N] = keys_NHD
@@ -77,13 +105,12 @@ def step(
         # The queries that share a key head are its rows: nothing is repeated.
         mixed = scaled_dot_product_attention(
             places.grouped(queries_NHD, keys_NHD.shape[1]),
-            keys[: slots.rows, :, :length],
-            values[: slots.rows, :, :length],
+            keys[:rows, :, :length],
+            values[:rows, :, :length],
             attn_mask=places.repeated(masks[window], queries_NHD.shape[1] // keys_NHD.shape[1]),
             scale=attention.scaling,
         )
         hidden_NE = _finish(layer, hidden_NE, attention.o_proj(places.ungrouped(mixed)))
-    slots.lengths_B = slots.lengths_B + (1 if counts is None else places.counts_B)
     logits_NV: torch.Tensor = model.lm_head(inner.norm(hidden_NE))
     return logits_NV
 
@@ -176,11 +203,13 @@ def _rotation(rotary: Any, hidden_BE: torch.Tensor, positions_B: torch.Tensor, k
     return rotary(*arguments) if kind is None else rotary(*arguments, kind)
 
 
-def _mask(positions_BT: torch.Tensor, length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """What each token sees, added to its scores: (B, 1, T, length); None if everything."""
+def _mask(
+    positions_BT: torch.Tensor, length: int, window: int | None, dtype: torch.dtype, *, masked: bool
+) -> torch.Tensor | None:
+    """What each token sees, added to its scores: (B, 1, T, length); None if everything, unless it is ``masked``."""
     from_end_BTL = positions_BT[..., None] - torch.arange(length, device=positions_BT.device)
     seen_BTL = from_end_BTL >= 0 if window is None else (from_end_BTL >= 0) & (from_end_BTL < window)
-    if bool(seen_BTL.all()):
+    if not masked and bool(seen_BTL.all()):
         return None
     hidden_BTL = torch.zeros(seen_BTL.shape, dtype=dtype, device=seen_BTL.device).masked_fill_(~seen_BTL, -torch.inf)
     return hidden_BTL[:, None]

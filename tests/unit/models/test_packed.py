@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,7 +97,7 @@ def test_the_decoder_draws_the_same_tokens_with_it(open_model: Callable[..., Pre
     drawn = []
     for pack in (True, False):
         network = Network(open_model("qwen3"), pack=pack)
-        assert (network.packed is not None) == pack
+        assert (network.quick_step is not None) == pack
         rows = [Row(max_new_tokens=40, temperature=0.7 * (seed % 2), seed=seed) for seed in range(4)]
         with torch.no_grad():
             prefix, logits_BV = network.read([network.embed([20 + row, 30, 40]) for row in range(4)])
@@ -144,3 +146,9 @@ def test_a_failing_step_is_raised(open_model: Callable[..., PreTrainedModel]) ->
     slots.lengths_B = torch.tensor([150])
     with pytest.raises(RuntimeError, match="GroupQueryAttention"):
         quick(slots, torch.tensor([1]))
+
+
+def test_the_engine_loads_nothing_of_it_before_it_is_wanted() -> None:
+    script = "import sys, elm_agent.models.engine; print([n for n in ('onnx', 'onnxruntime') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
