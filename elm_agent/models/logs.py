@@ -1,7 +1,7 @@
 """What a text was computed to be, kept for later questions: the keys and values of its last part, moved to the front.
 
 Knows the network and the tokenizer; knows nothing of where texts come from or which question they may help.
-Log-augmented generation (arXiv 2505.14398, section 3) reuses past computation this way: the whole text is read, only
+Log-augmented generation (arXiv 2505.14398) reuses past computation this way: the whole text is read, only
 the states of its last part are kept, and they are given new positions where they are used.
 """
 
@@ -45,11 +45,15 @@ def log_of(model: LocalModel, messages: Sequence[Message], text: str, *, memory_
             f"messages and text take {len(prompt_ids) + len(text_ids)} positions, more than the model's context of "
             f"{model.context_length}: keep a shorter one"
         )
-    with model.training(), torch.no_grad():
+
+    @torch.no_grad()
+    def read() -> KeyValues:
         prefix, _ = network.read([network.embed([*prompt_ids, *text_ids])])
         keys_LHVD, values_LHVD = last_states(prefix.states(), len(text_ids))
         keys_LHVD = moved_back(network.model, keys_LHVD, len(prompt_ids))
-    return KeyValues(_kept(keys_LHVD), _kept(values_LHVD), memory_id), len(prompt_ids) + len(text_ids)
+        return KeyValues(_kept(keys_LHVD), _kept(values_LHVD), memory_id)
+
+    return model.compute(read), len(prompt_ids) + len(text_ids)
 
 
 def last_states(
