@@ -56,6 +56,7 @@ ANSWER_STEPS = (
     "answer.routed",  # route
     "answer.noted",  # use_id, job_id
     "answer.failed",  # node, reason: there is no answer, or nobody waits for it any more
+    "answer.left",  # an agent's model was asked, and called a tool or wrote what cannot be judged
 )
 """Told while a question is answered, with its ``answer_id``, ``namespace`` and the ``seconds`` that the step took."""
 

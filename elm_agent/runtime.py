@@ -437,8 +437,10 @@ def open_runtime(
     settings = load_settings(**overrides) if settings is None else settings.changed(**overrides)
     check_settings(settings)
     _check_ray(settings, model=model, task=task, trainer=trainer, encryption_key=encryption_key)
+    from elm_agent.memory.step_logs import step_logs
+
     with ExitStack() as opened:  # what is open when something fails is closed again
-        telemetry = _telemetry(settings, opened)
+        telemetry = _both(step_logs(), _telemetry(settings, opened))
         observe = _both(telemetry, observe)
         bank = open_bank(settings, owns_index=owns_index, encryption_key=encryption_key)
         opened.callback(bank.close)

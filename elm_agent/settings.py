@@ -420,6 +420,9 @@ class Settings(BaseSettings):
     ray: RaySettings = RaySettings()
     vllm: VllmSettings = VllmSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    log_format: Literal["text", "json"] = Field(
+        "text", description="of the command line's log lines on standard error: warnings in words, or all as JSON"
+    )
 
     @field_validator("*")
     @classmethod

@@ -58,6 +58,7 @@ class Telemetry:
             "answer.routed": self._routed,
             "answer.noted": self._noted,
             "answer.failed": self._not_answered,
+            "answer.left": self._left,
             "job.claimed": self._claimed,
             "train.step": self._step,
             "train.done": self._train_done,
@@ -97,6 +98,9 @@ class Telemetry:
     def _not_answered(self, detail: Detail) -> None:
         self._answers.add(1, {"elm.route": "none"})
         self._end(detail["answer_id"], detail, "node", error=detail["reason"].partition(":")[0])
+
+    def _left(self, detail: Detail) -> None:
+        self._end(detail["answer_id"], detail)
 
     # --- jobs --------------------------------------------------------------------------------------------
 

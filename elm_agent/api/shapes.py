@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from elm_agent.memory.answering import LONGEST_SUBJECT
 from elm_agent.memory.feedback import LONGEST_ANSWER
+from elm_agent.memory.tiers import Wanted
 from elm_agent.records import Candidate, Episode, EventRecord, Feedback, MemoryRecord, Route, UseRecord
 
 LONGEST_QUESTION = 20_000  # characters; the model's context is the nearer limit
@@ -24,6 +25,10 @@ Similarity = Annotated[
 ]
 Learn = Annotated[bool | None, Field(description="Whether to learn from it; null: as configured.")]
 Explain = Annotated[bool, Field(description="Also say why the answer is what it is.")]
+Tier = Annotated[
+    Wanted | None,
+    Field(description="What the answer may cost; auto: as the memory's worth allows; null: as configured."),
+]
 Verdict = Annotated[Feedback, Field(description="Whether the answer that was returned is right.")]
 RightAnswer = Annotated[
     str | None,
@@ -43,6 +48,7 @@ class AskBody(_Body):
     learn: Learn = None
     min_similarity: Similarity = None
     explain: Explain = False
+    tier: Tier = None
 
 
 class FeedbackBody(_Body):

@@ -28,12 +28,13 @@ from elm_agent.api.shapes import (
     RightAnswer,
     Similarity,
     Subject,
+    Tier,
     Verdict,
 )
 from elm_agent.api.verbs import MOST_ASKED, Verbs
 from elm_agent.errors import ElmError
 from elm_agent.memory.feedback import FeedbackReport
-from elm_agent.records import MemoryRecord, MemoryState
+from elm_agent.records import JobRecord, JobState, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -67,13 +68,19 @@ class MemoryList(BaseModel):
     memories: list[MemoryRecord]
 
 
+class JobList(BaseModel):
+    """Learning jobs, newest first."""
+
+    jobs: list[JobRecord]
+
+
 def make_server(runtime: Runtime, *, most_asked: int = MOST_ASKED) -> MCPServer[Any]:
     """The server on an open runtime. Over standard input and output it knows the settings' namespace alone."""
     server: MCPServer[Any] = MCPServer(
         "elm_agent", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING", subscriptions=False
     )
     tools = _Tools(Verbs(runtime, most_asked=most_asked))
-    for tool in (tools.ask, tools.recall, tools.why, tools.feedback, tools.memories):
+    for tool in (tools.ask, tools.recall, tools.why, tools.feedback, tools.memories, tools.jobs):
         server.add_tool(tool)
     return server
 
@@ -103,14 +110,12 @@ class _Tools:
         learn: Learn = None,
         min_similarity: Similarity = None,
         explain: Explain = False,
+        tier: Tier = None,
     ) -> Answered:
         """Answer a question, with the help of the nearest memory where there is one; queue what it teaches."""
         mine = self._mine(ctx, namespace)
-        return await _said(
-            self._verbs.ask(
-                mine, question, subject=subject, learn=learn, min_similarity=min_similarity, explain=explain
-            )
-        )
+        options: dict[str, Any] = {"min_similarity": min_similarity, "explain": explain, "tier": tier}
+        return await _said(self._verbs.ask(mine, question, subject=subject, learn=learn, **options))
 
     async def feedback(
         self,
@@ -162,6 +167,20 @@ class _Tools:
         mine = self._mine(ctx, namespace)
         page = {"state": state, "order": order, "limit": limit, "offset": offset}
         return MemoryList(memories=await _looked(lambda: self._verbs.memories(mine, **page)))  # type: ignore[arg-type]
+
+    async def jobs(
+        self,
+        ctx: Context[Any, Any],
+        namespace: Namespace = None,
+        job_id: Annotated[str | None, Field(max_length=100, description="One job (job_...); left out: all.")] = None,
+        state: JobState | None = None,
+        limit: Annotated[int, Field(ge=1, le=MOST_LISTED)] = 20,
+    ) -> JobList:
+        """The newest learning jobs of the namespace, or one of them: state, attempts, progress and reason."""
+        mine = self._mine(ctx, namespace)
+        if job_id is not None:
+            return JobList(jobs=[await _looked(lambda: self._verbs.job(mine, job_id))])
+        return JobList(jobs=await _looked(lambda: self._verbs.jobs(mine, state=state, limit=limit)))
 
     def _mine(self, ctx: Context[Any, Any], namespace: str | None) -> str:
         request = ctx.request_context.request

@@ -18,6 +18,7 @@ from elm_agent.errors import NotFound
 from elm_agent.integrations.langgraph import RunContext, build_graph
 from elm_agent.memory.answering import check_question
 from elm_agent.memory.feedback import FeedbackReport
+from elm_agent.memory.tiers import Wanted
 from elm_agent.records import Feedback, JobRecord, JobState, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
 
@@ -57,9 +58,10 @@ class Verbs:
         learn: bool | None = None,
         min_similarity: float | None = None,
         explain: bool = False,
+        tier: Wanted | None = None,
     ) -> Answered:
         """One answer. None is as configured. Cancelled, its rows are freed. Raises as the graph, and ``Busy``."""
-        context = _context(namespace, learn=learn, min_similarity=min_similarity, explain=explain)
+        context = _context(namespace, learn=learn, min_similarity=min_similarity, explain=explain, tier=tier)
         async with self._turn():
             run = self._begun(self._graph.ainvoke({"question": question, "subject": subject}, context=context))
             try:
@@ -76,13 +78,14 @@ class Verbs:
         learn: bool | None = None,
         min_similarity: float | None = None,
         explain: bool = False,
+        tier: Wanted | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Events as they happen, pieces of text among them; the last is ``("answer", ...)``.
 
         ``WAITING`` comes after every ``SILENT_SECONDS`` in which nothing happened.
         Closed, it frees its rows. Raises as ``ask``.
         """
-        options = {"learn": learn, "min_similarity": min_similarity, "explain": explain}
+        options = {"learn": learn, "min_similarity": min_similarity, "explain": explain, "tier": tier}
         context = _context(namespace, **options, pieces=True)
         events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
         async with self._turn():

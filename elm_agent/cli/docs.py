@@ -19,9 +19,10 @@ HEAD = """# The command line
 Every command of `elm-agent` with its options, as `--help` shows them. This page is made by
 `python -m elm_agent.cli.docs`; a test compares it with the program.
 
-The shared options (`--home`, `--namespace`, `--model`, `--settings`, `--database-url`, `--json`) may stand before or
-after the command; the later word wins. With `--json` standard output carries one JSON document and nothing else;
-`run`, `worker`, `demo` and all of `bench` but `report` write one JSON object a line, each with its `event`. A
+The shared options (`--home`, `--namespace`, `--model`, `--settings`, `--database-url`, `--log-format`, `--json`) may
+stand before or after the command; the later word wins. With `--json` standard output carries one JSON document and
+nothing else; `run`, `worker`, `demo` and all of `bench` but `report` write one JSON object a line, each with its
+`event`, and `--log-format json` does so with log lines on standard error: see [observability](observability.md). A
 failure is one sentence on standard error, with `--json` it is `{"error": {"type", "message", "exit_code"}}` on
 standard output. `ELM_DEBUG=1` adds the traceback. `elm-agent --install-completion` switches on completion for your
 shell.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elm_agent.cli.logs import one_line_logs
+from elm_agent.cli.logs import lines_on_stderr
 from elm_agent.cli.options import Shared
 from elm_agent.cli.output import Output, plain
 from elm_agent.cli.progress import fetch_embedded, stream_bar
@@ -101,7 +101,7 @@ def _given(tasks: str, methods: str, seeds: str, **rest: Any) -> dict[str, Any]:
 def _run(options: Shared, out: Path, max_new_tokens: int | None, *, protocol: str, **given: Any) -> None:
     settings = options.load(**({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}))
     show = options.output()
-    one_line_logs()
+    lines_on_stderr(settings.log_format)
     from elm_agent.bench.evidence.contract import Protocols
     from elm_agent.bench.evidence.plan import Plan, check
     from elm_agent.bench.evidence.run import run_evidence

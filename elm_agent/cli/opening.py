@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elm_agent.cli.logs import one_line_logs
+from elm_agent.cli.logs import lines_on_stderr
 from elm_agent.cli.options import Shared
 from elm_agent.cli.progress import download_bar
 from elm_agent.errors import NotFound
@@ -50,7 +50,7 @@ def whole_bank(settings: Settings, *, owns_index: bool, make: bool = False) -> I
     Raises:
         NotFound: there is no bank.
     """
-    one_line_logs()
+    lines_on_stderr(settings.log_format)
     file = Path(settings.resolved_database_url.removeprefix("sqlite:///"))
     if settings.database_url is None and not make and not file.exists():
         raise NotFound(f"there is no bank in {settings.home}: `elm-agent ask` makes one, --home names another")
@@ -67,7 +67,7 @@ def whole_bank(settings: Settings, *, owns_index: bool, make: bool = False) -> I
 def opened_runtime(shared: Shared, *, owns_index: bool = True, **overrides: Any) -> Iterator[Runtime]:
     """The runtime with its model, fetched first if need be. ``overrides`` are settings the command itself decides."""
     settings = shared.load(**overrides)
-    one_line_logs()
+    lines_on_stderr(settings.log_format)
     from elm_agent.runtime import open_runtime
 
     with download_bar(shared.output(), settings.model) as progress:

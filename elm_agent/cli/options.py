@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,9 @@ _ANNOTATIONS: dict[str, Any] = {
     "model": Annotated[str | None, _option("--model", "NAME", "Embedded name, hub id, folder or .gguf file.")],
     "settings": Annotated[Path | None, _option("--settings", "FILE", "TOML file of settings.")],
     "database_url": Annotated[str | None, _option("--database-url", "URL", "SQLAlchemy URL of the database.")],
+    "log_format": Annotated[
+        Literal["text", "json"] | None, _option("--log-format", "FORM", "Of log lines on standard error: text or json.")
+    ],
     "json": Annotated[
         bool, typer.Option("--json", help="Only JSON on standard output.", rich_help_panel=PANEL, show_default=False)
     ],
@@ -48,6 +51,7 @@ class Shared:
     model: str | None = None
     settings: Path | None = None
     database_url: str | None = None
+    log_format: Literal["text", "json"] | None = None
     json: bool = False
 
     def over(self, earlier: Shared | None) -> Shared:
@@ -64,7 +68,7 @@ class Shared:
         """
         from elm_agent.settings import load_settings
 
-        names = ("home", "namespace", "model", "database_url")
+        names = ("home", "namespace", "model", "database_url", "log_format")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return load_settings(self.settings, **given, **overrides)
 

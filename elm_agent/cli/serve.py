@@ -60,7 +60,7 @@ def mcp(
     token_file: TokenFile = None,
     most_asked: MostAsked = 64,
 ) -> None:
-    """Serve ask, recall, why, feedback and memories as the tools of an MCP server.
+    """Serve ask, recall, why, feedback, memories and jobs as the tools of an MCP server.
 
     Over standard input and output, for the program that starts it, it knows the namespace of --namespace alone.
     """

@@ -63,7 +63,8 @@ class Gate:
         except (JobCancelled, LeaseLost):
             raise
         except Exception as error:
-            logger.warning("job %s: the probe failed", job.id, exc_info=error)
+            ids = {"job_id": job.id, "namespace": job.namespace}
+            logger.warning("job %s: the probe failed", job.id, exc_info=error, extra=ids)
             observe("probe.failed", {"reason": describe(error)})
             reason = f"the probe failed: {describe(error)}"
             return Ruling(state=MemoryState.CANDIDATE, reason=reason, findings=tuple(findings))

@@ -47,13 +47,15 @@ class Heartbeat:
         with self._beating:
             if self.lost or self._ended.is_set():
                 return
+            job = self._lease.job
             try:
                 asked = self._jobs.heartbeat(self._lease, lease_seconds=self._lease_seconds, progress=progress)
             except LeaseLost as error:
                 self.lost = True
-                logger.info("job %s: %s", self._lease.job.id, error)
+                logger.info("job %s: %s", job.id, error, extra={"job_id": job.id, "namespace": job.namespace})
             except StorageError as error:
-                logger.warning("job %s: no heartbeat, %s", self._lease.job.id, error)
+                ids = {"job_id": job.id, "namespace": job.namespace}
+                logger.warning("job %s: no heartbeat, %s", job.id, error, extra=ids)
             else:
                 self.cancel_requested = self.cancel_requested or asked
 

@@ -207,7 +207,8 @@ def _evict(
     waiting: dict[str, dict[str, str | None]] = {}  # by policies: one transaction has one actor
 
     def say(text: str) -> None:
-        logger.warning("namespace %s: %s", report.namespace, text)  # now, while it can be interrupted
+        ids = {"namespace": report.namespace}
+        logger.warning("namespace %s: %s", report.namespace, text, extra=ids)  # now, while it can be interrupted
         report.notes.append(text)
 
     policies = policies_of(rules, nearest=_nearest(bank, report.namespace), say=say)

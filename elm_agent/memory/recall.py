@@ -99,7 +99,8 @@ def recall(
         try:
             prompt = bank.prompt(hit.namespace, hit.memory_id)
         except (TensorMissing, TensorCorrupt, NotFound) as error:
-            logger.warning("memory %s is unusable: %s", hit.memory_id, error)
+            ids = {"memory_id": hit.memory_id, "namespace": hit.namespace}
+            logger.warning("memory %s is unusable: %s", hit.memory_id, error, extra=ids)
             passed_over.append(f"memory {hit.memory_id} is unusable: {error}")
             continue
         return Recall(

@@ -231,7 +231,9 @@ class Worker:
         try:
             job = self._replay.of_split_vote(self.bank, lease.job, memory)
         except StorageError as error:
-            logger.warning("job %s: its question could not be queued again: %s", lease.job.id, error)
+            logger.warning(
+                "job %s: its question could not be queued again: %s", lease.job.id, error, extra=_ids(lease)
+            )
             return
         if job is not None:
             self._tell(lease, "job.replayed", {"replay_id": job.id, "rollouts": job.recipe.rollouts})
@@ -252,14 +254,19 @@ class Worker:
         try:
             self._observe(name, {"job_id": lease.job.id, "namespace": lease.job.namespace, **detail})
         except Exception as error:  # a broken listener costs neither the memory nor the jobs that wait
-            logger.warning("job %s: the observer failed at %r", lease.job.id, name, exc_info=error)
+            logger.warning("job %s: the observer failed at %r", lease.job.id, name, exc_info=error, extra=_ids(lease))
 
     # --- the ways in which a job ends ----------------------------------------------------------------------
 
     def _lost(self, lease: Lease, reason: str) -> None:
         if lease.job.id not in self._in_hand:  # given back, or ended by its own slot just before
             return
-        logger.warning("job %s: another worker took over, this result is discarded (%s)", lease.job.id, reason)
+        logger.warning(
+            "job %s: another worker took over, this result is discarded (%s)",
+            lease.job.id,
+            reason,
+            extra=_ids(lease),
+        )
         self._tell(lease, "job.lost", {"reason": reason})
 
     def _stopped(self, lease: Lease, heartbeat: Heartbeat, reason: str) -> None:
@@ -274,7 +281,7 @@ class Worker:
         retry = not isinstance(error, FATAL)
         curve = error.curve if isinstance(error, TrainingError) else ()
         reason = describe(error)
-        logger.warning("job %s failed: %s", lease.job.id, reason, exc_info=error)
+        logger.warning("job %s failed: %s", lease.job.id, reason, exc_info=error, extra=_ids(lease))
         self._settle(
             lease,
             "job.failed",
@@ -297,6 +304,17 @@ class Worker:
         except LeaseLost as error:
             self._lost(lease, str(error))
         except StorageError as error:
-            logger.warning("job %s: %r could not be written, its lease will run out: %s", lease.job.id, name, error)
+            logger.warning(
+                "job %s: %r could not be written, its lease will run out: %s",
+                lease.job.id,
+                name,
+                error,
+                extra=_ids(lease),
+            )
         else:
             self._tell(lease, name, {"reason": reason})
+
+
+def _ids(lease: Lease) -> dict[str, str]:
+    """What a log record of the job is about."""
+    return {"job_id": lease.job.id, "namespace": lease.job.namespace}

@@ -154,7 +154,7 @@ class LocalModel:
         """Queue one row and have its text piece by piece, as it is drawn."""
         self._check(request)
         tokens: Tokens = queue.SimpleQueue()
-        return TextStream(self._serving.submit(request, tokens), tokens, self.decode_text)
+        return TextStream(self._serving.submit(request, tokens), tokens, self.decode_text, self._generation)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         futures = [self.submit(request) for request in requests]

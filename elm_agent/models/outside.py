@@ -22,7 +22,7 @@ from elm_agent.models.decoding import Row, token_scores
 from elm_agent.models.drawing import TokenSource
 from elm_agent.models.lease import ModelLease
 from elm_agent.models.network import Network
-from elm_agent.models.serving import Reply, Start, Tokens
+from elm_agent.models.serving import Drawn, Reply, Start, Tokens
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Generation
 from elm_agent.softprompt import SoftPrompt
@@ -163,7 +163,7 @@ class OutsideDrawing:
                 row.sampler_logprobs += logprobs
                 if tokens is not None:
                     for token in ids:
-                        tokens.put(token)
+                        tokens.put(Drawn(token))
         if not row.tokens:
             raise ModelError("the engine ended a row before its first token: its log says why")
         row.finished = row.tokens[-1] in self._end_ids

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,7 +28,16 @@ from elm_agent.models.reading import Reader
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Generation
 
-Tokens = queue.SimpleQueue[int | None]  # the tokens of one row as they are drawn, then None
+
+class Drawn(NamedTuple):
+    """One token of a row, and its scores in nats; None where they come when the row is whole."""
+
+    token: int
+    logprob: float | None = None
+    certainty: float | None = None
+
+
+Tokens = queue.SimpleQueue[Drawn | None]  # the tokens of one row as they are drawn, then None
 
 
 class Reply(Future[Any]):
@@ -65,8 +74,9 @@ class _Flight:
 
     def tell(self) -> None:
         if self.tokens is not None:
-            for token in self.row.tokens[self.told :]:
-                self.tokens.put(token)
+            row = self.row
+            for n in range(self.told, len(row.tokens)):
+                self.tokens.put(Drawn(row.tokens[n], row.logprobs[n], row.certainties[n]))
         self.told = max(self.told, len(self.row.tokens))
 
     def end(self, outcome: object) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
-from elm_agent.models.serving import Reply, Tokens
+from elm_agent.models.decoding import Row
+from elm_agent.models.serving import Drawn, Reply, Tokens
 from elm_agent.records import Generation
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
@@ -14,14 +16,27 @@ _HALF = "\N{REPLACEMENT CHARACTER}"
 class TextStream(Iterator[str]):
     """The pieces of one answer in order; together they are its text. Close it, or leave its ``with`` block, to stop.
 
-    ``decode``: the text of token ids without special tokens.
+    ``decode``: the text of token ids without special tokens; ``finish``: the generation of a row, and its seconds.
     """
 
-    def __init__(self, reply: Reply, tokens: Tokens, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        tokens: Tokens,
+        decode: Callable[[Sequence[int]], str],
+        finish: Callable[[Row, float], Generation],
+    ) -> None:
         self._reply = reply
         self._tokens = tokens
-        self.tokens = 0  # taken so far, end token and all
+        self._taken: list[Drawn] = []
+        self._finish = finish
         self._pieces = pieces(self._drawn(), decode)
+        self._started = time.perf_counter()
+
+    @property
+    def tokens(self) -> int:
+        """How many were taken so far, end token and all."""
+        return len(self._taken)
 
     def __next__(self) -> str:
         """The next piece, when it is there. Raises what ended the row, if an error did."""
@@ -37,6 +52,22 @@ class TextStream(Iterator[str]):
         generation: Generation = self._reply.result()
         return generation
 
+    def so_far(self) -> Generation | None:
+        """What was taken, as if the answer ended here; None before its first token, or from an engine that scores
+        rows only when they are whole."""
+        logprobs = [drawn.logprob for drawn in self._taken if drawn.logprob is not None]
+        certainties = [drawn.certainty for drawn in self._taken if drawn.certainty is not None]
+        if not self._taken or len(logprobs) < len(self._taken):
+            return None
+        row = Row(
+            max_new_tokens=len(self._taken),
+            tokens=[drawn.token for drawn in self._taken],
+            logprobs=logprobs,
+            certainties=certainties,
+            finished=True,
+        )
+        return self._finish(row, time.perf_counter() - self._started)
+
     def close(self) -> None:
         """Give the row up: it leaves the batch at the next token. Harmless afterwards."""
         self._reply.cancel()
@@ -50,9 +81,9 @@ class TextStream(Iterator[str]):
         self.close()
 
     def _drawn(self) -> Iterator[int]:
-        while (token := self._tokens.get()) is not None:
-            self.tokens += 1
-            yield token
+        while (drawn := self._tokens.get()) is not None:
+            self._taken.append(drawn)
+            yield drawn.token
 
 
 def pieces(tokens: Iterator[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:

@@ -61,7 +61,7 @@ class Asked:
         return ChatGenerationChunk(message=AIMessageChunk(content=text))
 
     def last(self, writing: Writing, generation: Generation | None, tokens: int) -> ChatGenerationChunk:
-        """The last chunk, with what was kept back and all metadata; ``generation`` None: cut off after ``tokens``."""
+        """The last chunk, with what was kept back and all metadata; ``generation`` None: cut off, without scores."""
         rest = writing.end()
         drawn = tokens if generation is None else len(generation.token_ids)
         message = AIMessageChunk(

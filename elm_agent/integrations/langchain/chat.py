@@ -41,7 +41,8 @@ class ChatELM(BaseChatModel):
 
     ``response_metadata`` of an answer has ``memory_id``, ``memory_namespace`` and ``route`` (``memory`` where one was
     bound, else ``no_memory``), ``finish_reason`` (``stop``, ``length`` or ``tool_calls``), ``model_name``, and
-    ``mean_logprob`` and ``self_certainty``, which are None where a stop sequence cut the answer off.
+    ``mean_logprob`` and ``self_certainty``, up to the token that completed a stop sequence where one cut the answer
+    off; None where the engine scores only whole answers (vLLM).
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -170,7 +171,7 @@ class ChatELM(BaseChatModel):
             while not writing.stopped and (piece := row.piece()) is not None:
                 if shown := writing.feed(piece):
                     yield asked.chunk(shown)
-            last = asked.last(writing, None if writing.stopped else row.result(), row.tokens)
+            last = asked.last(writing, row.so_far() if writing.stopped else row.result(), row.tokens)
         yield last
 
     async def _astream(
@@ -187,7 +188,7 @@ class ChatELM(BaseChatModel):
             while not writing.stopped and (piece := await row.apiece()) is not None:
                 if shown := writing.feed(piece):
                     yield asked.chunk(shown)
-            last = asked.last(writing, None if writing.stopped else await row.aresult(), row.tokens)
+            last = asked.last(writing, row.so_far() if writing.stopped else await row.aresult(), row.tokens)
         yield last
 
     # --- parts ---------------------------------------------------------------------------------------------
@@ -228,7 +229,8 @@ class ChatELM(BaseChatModel):
         params["ls_provider"] = "elm"
         if "ls_model_name" not in params:
             params["ls_model_name"] = self._made().model.fingerprint.name
-        return params
+        memory_id = kwargs.get("memory_id", self.memory_id)
+        return params if memory_id is None else {**params, "elm_memory_id": memory_id}  # type: ignore[typeddict-unknown-key]
 
     @property
     def _identifying_params(self) -> dict[str, Any]:

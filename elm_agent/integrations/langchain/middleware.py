@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import (
@@ -30,6 +31,7 @@ from elm_agent.integrations.langchain.turns import Turn, begin_turn, end_turn, f
 from elm_agent.integrations.langgraph import nodes
 from elm_agent.integrations.langgraph.lazy import shared_runtime
 from elm_agent.integrations.langgraph.state import RunContext
+from elm_agent.integrations.langgraph.watching import tell_left, watched
 from elm_agent.memory.answering import check_question
 from elm_agent.runtime import Runtime
 
@@ -102,14 +104,17 @@ class ElmMemoryMiddleware(AgentMiddleware[ElmState, Any, Any]):
         if turn is None:
             return handler(request)
         if turn["memory_id"] is None or turn["memory_failed"]:
-            return self._end(turn, handler(request), None)
+            with self._answering(turn):
+                plain = handler(request)
+            return self._end(turn, plain, None)
         plain_request, memory_request, memory_model = _candidates(request, turn)
         pool = ContextThreadPoolExecutor(1)
         memory = pool.submit(handler, memory_request)
         try:
-            plain = handler(plain_request)
+            with self._answering(turn):
+                plain = handler(plain_request)
             if final_answer(plain) is None:
-                return plain
+                return self._end(turn, plain, None)
             try:
                 return self._end(turn, plain, memory.result())
             except Exception as error:  # noqa: BLE001 - recorded as the reason
@@ -124,7 +129,8 @@ class ElmMemoryMiddleware(AgentMiddleware[ElmState, Any, Any]):
         turn = state.get("elm_turn")
         if turn is None:
             return None
-        nodes.consolidate(self.open_runtime(), turn)
+        with watched(self.open_runtime(), "consolidate", turn) as done:
+            done(nodes.consolidate(self.open_runtime(), turn))
         return {"elm_turn": None}
 
     # --- async ---------------------------------------------------------------------------------------------
@@ -136,13 +142,16 @@ class ElmMemoryMiddleware(AgentMiddleware[ElmState, Any, Any]):
         if turn is None:
             return await handler(request)
         if turn["memory_id"] is None or turn["memory_failed"]:
-            return await asyncio.to_thread(self._end, turn, await handler(request), None)
+            with self._answering(turn):
+                plain = await handler(request)
+            return await asyncio.to_thread(self._end, turn, plain, None)
         plain_request, memory_request, _ = _candidates(request, turn)
         memory = asyncio.ensure_future(handler(memory_request))
         try:
-            plain = await handler(plain_request)
+            with self._answering(turn):
+                plain = await handler(plain_request)
             if final_answer(plain) is None:
-                return plain
+                return self._end(turn, plain, None)
             outcome: Response | Exception
             try:
                 outcome = await memory
@@ -184,13 +193,18 @@ class ElmMemoryMiddleware(AgentMiddleware[ElmState, Any, Any]):
         return begin_turn(runtime, question, self._options)
 
     def _end(self, turn: Turn, plain: Response, memory: Response | Exception | None) -> Result:
-        if final_answer(plain) is None:
-            return plain
-        ended = end_turn(self.open_runtime(), turn, plain, memory)
+        ended = None
+        if final_answer(plain) is not None:
+            ended = end_turn(self.open_runtime(), turn, plain, memory)
         if ended is None:
+            tell_left(self.open_runtime(), turn)
             return plain
         chosen, update = ended
         return ExtendedModelResponse(model_response=chosen, command=Command(update={"elm_turn": update}))
+
+    def _answering(self, turn: Turn) -> AbstractContextManager[object]:
+        """Around the agent's own model call: an observer is told if it fails."""
+        return watched(self.open_runtime(), "generate_zero_shot", turn)
 
     def _warn(self, what: str) -> None:
         if not self._warned:

@@ -80,6 +80,10 @@ class Row:
                 raise self._too_late() from None
             raise
 
+    def so_far(self) -> Generation | None:
+        """What was taken of a stream, as if the answer ended here; None where that has no scores."""
+        return None if self._stream is None else self._stream.so_far()
+
     async def aresult(self) -> Generation:
         if self._stream is not None:
             return await asyncio.to_thread(self.result)

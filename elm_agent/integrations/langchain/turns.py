@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage
 
 from elm_agent.integrations.langgraph import nodes
 from elm_agent.integrations.langgraph.state import RunContext, State
+from elm_agent.integrations.langgraph.watching import tell_candidates, watched
 from elm_agent.records import Candidate, Route
 from elm_agent.runtime import Runtime
 
@@ -29,7 +30,8 @@ _SHOWN = {"route", "memory_id", "memory_namespace", "similarity", "reason", "use
 def begin_turn(runtime: Runtime, question: str, options: RunContext) -> Turn:
     """Retrieve the memory of ``question``. Raises ``InputError`` for a context that is unusable."""
     asked = cast(State, {"question": question})
-    return cast(State, {**asked, **nodes.retrieve_memory(runtime, asked, options)})
+    with watched(runtime, "retrieve_memory", asked) as done:
+        return cast(State, {**asked, **done(nodes.retrieve_memory(runtime, asked, options))})
 
 
 def final_answer(response: ModelResponse[Any]) -> AIMessage | None:
@@ -56,8 +58,10 @@ def end_turn(
         return None
     if memory is not None:
         update |= _with_memory(runtime, turn, memory)
+    tell_candidates(runtime, turn, update)
     turn = cast(State, {**turn, **update})
-    turn = cast(State, {**turn, **nodes.verify_and_route(runtime, turn)})
+    with watched(runtime, "verify_and_route", turn) as done:
+        turn = cast(State, {**turn, **done(nodes.verify_and_route(runtime, turn))})
     chosen = plain
     if turn["route"] == Route.MEMORY.value and memory is not None and not isinstance(memory, Exception):
         chosen = memory
@@ -69,21 +73,21 @@ def end_turn(
 
 def _with_memory(runtime: Runtime, turn: Turn, memory: ModelResponse[Any] | Exception) -> nodes.Update:
     if isinstance(memory, Exception):
-        return nodes.fail_with_memory(memory)
+        return nodes.fail_with_memory(turn, memory)
     answer = final_answer(memory)
     try:
         if answer is None:
             raise ValueError("it calls a tool where the plain answer is final")
         return {"memory_candidate": _candidate(runtime, answer, turn["memory_id"])}
     except Exception as error:  # noqa: BLE001 - recorded as the reason
-        return nodes.fail_with_memory(error)
+        return nodes.fail_with_memory(turn, error)
 
 
 def _candidate(runtime: Runtime, answer: AIMessage, memory_id: str | None) -> dict[str, Any]:
-    """What the verifier is to judge. Raises ``TaskError``, and ``ValueError`` where a stop sequence cut it off."""
+    """What the verifier is to judge. Raises ``TaskError``, and ``ValueError`` where it has no scores."""
     known, usage = answer.response_metadata, answer.usage_metadata
     if known.get("mean_logprob") is None:
-        raise ValueError("nothing is known of an answer that a stop sequence cut off")
+        raise ValueError("the engine has no scores of an answer that a stop sequence cut off")
     made = Candidate(
         text=answer.text,
         answer=runtime.task.extract(answer.text),

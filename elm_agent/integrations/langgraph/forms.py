@@ -78,7 +78,7 @@ def _generation_with_memory(get: Callable[[], Runtime]) -> Node:
             try:
                 return done(end(state, finished(begin(state), nodes.piece_teller("memory"))))
             except Exception as error:  # noqa: BLE001 - recorded as the reason
-                return done(nodes.fail_with_memory(error))
+                return done(nodes.fail_with_memory(state, error))
 
     async def agenerate(state: State) -> Update:
         with watched(await asyncio.to_thread(get), "generate_with_memory", state) as done:
@@ -87,6 +87,6 @@ def _generation_with_memory(get: Callable[[], Runtime]) -> Node:
                 text = await afinished(begun, nodes.piece_teller("memory"))
                 return done(await asyncio.to_thread(end, state, text))
             except Exception as error:  # noqa: BLE001 - recorded as the reason
-                return done(nodes.fail_with_memory(error))
+                return done(nodes.fail_with_memory(state, error))
 
     return RunnableLambda(generate, afunc=agenerate, name="generate_with_memory")

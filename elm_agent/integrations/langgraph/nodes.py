@@ -19,6 +19,7 @@ from langgraph.runtime import get_runtime
 from elm_agent.integrations.langgraph import choosing
 from elm_agent.integrations.langgraph.choosing import joined
 from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
+from elm_agent.integrations.langgraph.tracing import trace
 from elm_agent.memory.answering import ask, candidate, check_question, describe
 from elm_agent.memory.explaining import plain_abstention, plain_scores
 from elm_agent.memory.recall import recall
@@ -82,7 +83,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
         )
         chosen = choosing.tier_of(runtime, question, options, found)
     except Exception as error:  # noqa: BLE001 - recorded as the reason
-        update |= _memory_failure("no memory could be retrieved", error)
+        update |= _memory_failure("no memory could be retrieved", error, namespace=options["namespace"])
     else:
         update |= {
             "memory_id": found.memory_id,
@@ -95,6 +96,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
             "tier": chosen.tier.value,
             "budget": {"reason": chosen.reason, "gains": {tier.value: gain for tier, gain in chosen.gains}},
         }
+    trace(namespace=options["namespace"], memory_id=update["memory_id"], memory_namespace=update["memory_namespace"])
     _emit(
         "elm.retrieved",
         namespace=options["namespace"],
@@ -118,6 +120,7 @@ def plan(state: State) -> list[str]:
 
 def begin_zero_shot(runtime: Runtime, state: State) -> Future[Generation] | RowStream:
     """Queue the plain row. Raises ``InputError`` when the question does not fit the model."""
+    trace(namespace=state["options"]["namespace"])
     return ask(
         state["question"],
         model=runtime.model,
@@ -131,6 +134,11 @@ def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation] | Ro
     """Queue the row with the memory before it."""
     assert state["memory_id"] is not None
     assert state["memory_namespace"] is not None
+    trace(
+        namespace=state["options"]["namespace"],
+        memory_id=state["memory_id"],
+        memory_namespace=state["memory_namespace"],
+    )
     return ask(
         state["question"],
         model=runtime.model,
@@ -156,8 +164,9 @@ def end_with_memory(runtime: Runtime, state: State, generation: Generation) -> U
     return {"memory_candidate": show_candidate("memory", made)}
 
 
-def fail_with_memory(error: Exception) -> Update:
-    update = _memory_failure("the answer with memory failed", error)
+def fail_with_memory(state: State, error: Exception) -> Update:
+    ids = {"namespace": state["memory_namespace"], "memory_id": state["memory_id"]}
+    update = _memory_failure("the answer with memory failed", error, **ids)
     _emit("elm.candidate", source="memory", failure=update["memory_note"])
     return update
 
@@ -171,6 +180,7 @@ def verify_and_route(runtime: Runtime, state: State) -> Update:
         update["explanation"] = choosing.explained(runtime, state, update)
     elif state.get("explanation"):
         update["explanation"] = None  # of this thread's last question
+    trace(namespace=state["options"]["namespace"], memory_id=state["memory_id"], route=update["route"])
     memory, zero_shot = update["candidates"]["memory"], update["candidates"]["zero_shot"]
     _emit(
         "elm.routed",
@@ -194,15 +204,23 @@ def consolidate(runtime: Runtime, state: State) -> Update:
         try:
             runtime.bank.record_use(_use(runtime, state))
         except Exception as error:
-            logger.warning("the use of memory %s is not noted", state["memory_id"], exc_info=error)
+            ids = {"memory_id": state["memory_id"], "namespace": state["options"]["namespace"]}
+            logger.warning("the use of memory %s is not noted", state["memory_id"], exc_info=error, extra=ids)
             problems.append(f"its use is not noted: {describe(error)}")
             update["use_id"] = None
     if state["options"]["learn"]:
         try:
             update["job_id"] = _enqueue(runtime, state)
         except Exception as error:
-            logger.warning("no learning job was queued", exc_info=error)
+            ids = {"namespace": state["options"]["namespace"]}
+            logger.warning("no learning job was queued", exc_info=error, extra=ids)
             problems.append(f"nothing is learnt from it: {describe(error)}")
+    trace(
+        namespace=state["options"]["namespace"],
+        memory_id=state["memory_id"],
+        use_id=update["use_id"],
+        job_id=update["job_id"],
+    )
     return update | {"reason": joined(state["reason"], *problems)}
 
 
@@ -264,8 +282,8 @@ def show_candidate(source: str, made: Candidate) -> CandidateState:
     return plain
 
 
-def _memory_failure(what: str, error: Exception) -> Update:
-    logger.warning("%s", what, exc_info=error)
+def _memory_failure(what: str, error: Exception, **ids: str | None) -> Update:
+    logger.warning("%s", what, exc_info=error, extra=ids)
     return {"memory_failed": True, "memory_note": f"{what}: {describe(error)}"}
 
 

@@ -55,6 +55,23 @@ def watched(runtime: Runtime, node: str, state: State) -> Iterator[Done]:
         raise
 
 
+def tell_candidates(runtime: Runtime, state: State, update: Update) -> None:
+    """Of candidates in ``update`` that another model's call has generated, with the seconds it says they took."""
+    if (tell := runtime.observe) is None:
+        return
+    for name in ("memory_candidate", "zero_shot_candidate"):
+        if (made := update.get(name)) is not None:
+            _tell(tell, "answer.generated", state, {}, seconds=made["seconds"], **_candidate({name: made}))
+    if update.get("memory_failed"):
+        _tell(tell, "answer.generated", state, {}, seconds=0.0, **_candidate({"memory_failed": True}))
+
+
+def tell_left(runtime: Runtime, state: State) -> None:
+    """That there will be no answer of this retrieval, and need not be."""
+    if runtime.observe is not None:
+        _tell(runtime.observe, "answer.left", state, {})
+
+
 def _candidate(update: Update) -> dict[str, Any]:
     """Of the candidate that the node has made, if it is one that makes them."""
     for source in ("memory", "zero_shot"):

@@ -118,6 +118,21 @@ def test_an_answer_is_explained_when_asked(client: TestClient) -> None:
     assert ask(client, "What is 7 times 9?", explain=True)["explanation"]
 
 
+def test_a_tier_says_what_an_answer_may_cost(client: TestClient) -> None:
+    ask(client)
+    near: dict[str, Any] = {"learn": False, "explain": True, "min_similarity": -1}
+    budgets = {
+        tier: ask(client, "What is 7 times 9?", tier=tier, **near)["explanation"]["budget"]
+        for tier in ("cheap", "normal", "thorough")
+    }
+    assert [budget["tier"] for budget in budgets.values()] == ["normal", "normal", "thorough"]
+    assert budgets["cheap"]["reason"].startswith("cheap was asked for, but the memory has 0 uses")
+    assert budgets["thorough"]["vote"]["voters"] > 2
+    failure(client.post("/v1/default/ask", json={**FIRST, "tier": "lavish"}), 422)
+    with client.stream("POST", "/v1/default/ask/stream", json={**FIRST, **near, "tier": "thorough"}) as reply:
+        assert '"voters"' in "".join(reply.iter_text())
+
+
 def test_a_memory_that_is_shared_is_explained_where_it_is_used(opened: Open) -> None:
     with TestClient(make_app(opened(namespace="common"))) as first:
         first.post("/v1/common/ask", json=FIRST)

@@ -37,7 +37,7 @@ from elm_agent.api.tools import make_mcp_app, make_server
 from elm_agent.testing.tiny import write_tiny_model
 
 QUESTION = {"question": "What is 7 times 8?"}
-NAMES = ["ask", "recall", "why", "feedback", "memories"]
+NAMES = ["ask", "recall", "why", "feedback", "memories", "jobs"]
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -66,8 +66,11 @@ async def every_verb(client: Client) -> None:
     assert (first["route"], first["memory_id"]) == ("no_memory", None)
     while (memories := (await call(client, "memories"))["memories"]) == []:
         await asyncio.sleep(0.05)  # until it is learnt
-    second = await call(client, "ask", question="What is 7 times 9?", learn=False, explain=True)
-    assert second["explanation"]
+    (job,) = (await call(client, "jobs"))["jobs"]
+    assert (job["id"], job["question"]) == (first["job_id"], QUESTION["question"])
+    assert (await call(client, "jobs", job_id=job["id"]))["jobs"][0]["memory_id"] == memories[0]["id"]
+    second = await call(client, "ask", question="What is 7 times 9?", learn=False, explain=True, tier="normal")
+    assert second["explanation"]["budget"]["tier"] == "normal"
     if second["memory_id"] is None:  # what a random model has learnt need not be admitted, and then it must not serve
         assert second["reason"]
         assert (await call(client, "why", memory_id=memories[0]["id"]))["uses"] == []
@@ -92,6 +95,8 @@ async def test_bad_input_is_told_in_one_sentence(runtime: Runtime) -> None:
         assert "20000" in await refusal(client, "ask", question="a" * 20_001)
         assert "takes" in await refusal(client, "ask", question="a" * 5_000)
         assert "min_similarity" in await refusal(client, "ask", question="hi", min_similarity=2)
+        assert "tier" in await refusal(client, "ask", question="hi", tier="lavish")
+        assert "NotFound: no job 'job_none'" in await refusal(client, "jobs", job_id="job_none")
         assert "NotFound: no memory 'mem_none'" in await refusal(client, "why", memory_id="mem_none")
         assert "NotFound: no use 'use_none'" in await refusal(client, "feedback", use_id="use_none", verdict="wrong")
         assert "verdict" in await refusal(client, "feedback", use_id="use_none", verdict="perhaps")
@@ -167,6 +172,7 @@ async def test_a_token_sees_its_own_namespaces(opened: Open) -> None:
             assert (await call(client, "memories"))["memories"] == []
             assert "NotFound" in await refusal(client, "why", memory_id=memory_id)
             assert "NotFound" in await refusal(client, "memories", namespace="bob")
+            assert "NotFound" in await refusal(client, "jobs", namespace="bob")
 
 
 async def test_without_a_token_there_is_no_server(opened: Open) -> None:
@@ -193,6 +199,7 @@ async def test_every_verb_over_standard_input_and_output(tmp_path: Path) -> None
         "ELM_LEARNING__ROLLOUTS": "2",
         "ELM_LEARNING__MAX_NEW_TOKENS": "4",
         "ELM_INDEX": "exact",
+        "ELM_LOG_FORMAT": "json",
         "OMP_NUM_THREADS": "1",
     }
     command = StdioServerParameters(

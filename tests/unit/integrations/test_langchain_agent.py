@@ -98,6 +98,17 @@ async def test_both_rows_are_asked_the_same(opened: Open, learn: Learn) -> None:
     assert sorted(row.prefix is None for row in rows) == [False, False, True, True]
 
 
+async def test_an_answer_that_a_stop_sequence_ends_is_chosen_and_learnt_from(opened: Open, learn: Learn) -> None:
+    runtime = opened(script=words, verifier=FixedVerifier(memory=1.0))
+    learn(runtime, "What is 7 times 9?")
+    model = ChatELM(runtime=runtime, stop=["3."])
+    agent = create_agent(model, middleware=[ElmMemoryMiddleware(runtime)])
+    for message in await both_ways(agent, ASKED):
+        assert (message.text, message.response_metadata["route"]) == ("With this in mind it is 6", "memory")
+    assert [use.memory_answer for use in runtime.bank.uses("default")] == ["6", "6"]
+    assert "What is 9 times 7?" in {memory.question for memory in runtime.bank.memories("default")}
+
+
 # --- what is seen ---------------------------------------------------------------------------------------------
 
 
@@ -126,6 +137,32 @@ def test_events_tell_what_happens(opened: Open, learn: Learn) -> None:
     assert events[0] == "elm.retrieved"
     assert sorted(events[1:3]) == ["elm.candidate", "elm.candidate"]
     assert events[3:] == ["elm.routed", "elm.consolidation.queued"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_an_observer_is_told_each_step(opened: Open, learn: Learn, asynchronous: bool) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    runtime = opened(script=obliging, observe=lambda name, detail: told.append((name, detail)), learn=False)
+    agent = agent_on(runtime, tools=[add])
+
+    async def steps() -> list[str]:
+        told.clear()
+        out = await agent.ainvoke(ASKED) if asynchronous else agent.invoke(ASKED)
+        assert answer_of(out).text in (PLAIN, WITH_MEMORY)
+        return [name.removeprefix("answer.") for name, _ in told if name.startswith("answer.")]
+
+    call = ["retrieved", "left"]  # the model called a tool, and answered when it had the result
+    assert await steps() == [*call, "retrieved", "generated", "routed", "noted"]
+    memory_id = learn(runtime, "What is 7 times 9?")
+    assert await steps() == [*call, "retrieved", "generated", "generated", "routed", "noted"]
+    assert {detail["answer_id"] for name, detail in told if name == "answer.generated"} == {told[-1][1]["answer_id"]}
+    sources = {detail["source"]: detail["memory_id"] for name, detail in told if name == "answer.generated"}
+    assert sources == {"memory": memory_id, "zero_shot": None}
+    runtime.model.written.script = lambda _prompt, _memory_id: 1 / 0
+    told.clear()
+    with pytest.raises(ZeroDivisionError):
+        await agent.ainvoke(ASKED) if asynchronous else agent.invoke(ASKED)
+    assert [name for name, _ in told] == ["answer.retrieved", "answer.failed"]
 
 
 # --- tools ----------------------------------------------------------------------------------------------------

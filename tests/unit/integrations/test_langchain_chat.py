@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from written_models import wait_until, words
+from written_models import CERTAINTY, LOGPROB, wait_until, words
 
 from elm_agent.errors import InputError, NotFound
 from elm_agent.integrations.langchain import ChatELM
@@ -119,6 +119,8 @@ async def test_stop_sequences_cut_and_free_the_row(opened: Open, stop: list[str]
     assert message.response_metadata["finish_reason"] == "stop"
     assert ChatELM(runtime=runtime, stop=stop).invoke("hi").content == message.content
     assert message.usage_metadata is not None
+    assert message.response_metadata["mean_logprob"] == pytest.approx(LOGPROB)
+    assert message.response_metadata["self_certainty"] == pytest.approx(CERTAINTY)
     if left is not None:
         assert message.usage_metadata["output_tokens"] < len("I think it is 56.")
 

@@ -13,7 +13,7 @@ from typing import Any
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
-from elm_agent.models.serving import Reply, Start, Tokens
+from elm_agent.models.serving import Drawn, Reply, Start, Tokens
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Generation
 from elm_agent.testing.tiny import CHATML_TOOLS, write_tiny_model
@@ -22,6 +22,7 @@ Script = Callable[[str, "str | None"], str]
 """``script(prompt, memory_id)``: what comes next, with the prompt as the template wrote it."""
 
 OPENER = "<tool_call>\n"
+LOGPROB, CERTAINTY = -0.1, 0.5  # of every token
 
 
 def words(prompt: str, memory_id: str | None) -> str:
@@ -112,9 +113,9 @@ class Written:
                 self._given_up.append(place)
                 raise CancelledError
             if tokens is not None:
-                tokens.put(token)
+                tokens.put(Drawn(token, LOGPROB, CERTAINTY))
         row = Row(max_new_tokens=len(ids), tokens=ids, finished=ids[-1] == self._end)
-        row.logprobs, row.certainties = [-0.1] * len(ids), [0.5] * len(ids)
+        row.logprobs, row.certainties = [LOGPROB] * len(ids), [CERTAINTY] * len(ids)
         made: Generation = self._finish(row, 0.0)
         return made
 

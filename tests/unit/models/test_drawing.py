@@ -16,7 +16,7 @@ from elm_agent.errors import InputError, JobCancelled, ModelError
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.outside import OutsideDrawing, scores
-from elm_agent.models.serving import Start
+from elm_agent.models.serving import Drawn, Start
 from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Recipe
 from elm_agent.softprompt import SoftPrompt
@@ -119,6 +119,9 @@ def test_a_stream_comes_in_pieces_and_may_be_given_up(model: LocalModel) -> None
         parts = list(stream)
     assert len(parts) > 3
     assert "".join(parts) == stream.result().text
+    made = stream.so_far()
+    if made is not None:  # an engine that scores as it draws
+        assert made.mean_logprob == pytest.approx(stream.result().mean_logprob)
     with model.stream(ask(model, max_new_tokens=150)) as unwanted:
         beside = model.submit(ask(model))
         next(unwanted)
@@ -232,7 +235,7 @@ def test_what_is_no_prompt_is_refused(tmp_path: Path) -> None:
 def test_a_row_that_is_given_up_at_once_leaves_no_trace(tmp_path: Path) -> None:
     model = open_engine("twin", tmp_path / "model")
     for _ in range(20):
-        tokens: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        tokens: queue.SimpleQueue[Drawn | None] = queue.SimpleQueue()
         reply = model._serving.submit(ask(model, max_new_tokens=100), tokens)
         assert reply.cancel()
         with pytest.raises(CancelledError):

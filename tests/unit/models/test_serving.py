@@ -143,6 +143,28 @@ def test_the_pieces_of_a_stream_are_the_text(make: Callable[..., LocalModel]) ->
     assert next(stream, None) is None
 
 
+def test_a_stream_that_is_stopped_is_scored_so_far(make: Callable[..., LocalModel]) -> None:
+    model = make()
+    whole = model.generate([request(model, max_new_tokens=30)])[0]
+    with model.stream(request(model, max_new_tokens=30)) as stream:
+        assert stream.so_far() is None
+        while stream.tokens < 10:
+            next(stream)
+        taken = stream.tokens
+        cut = stream.so_far()
+        list(stream)
+        every = stream.so_far()
+    assert cut is not None
+    assert every is not None
+    assert cut.token_ids == whole.token_ids[:taken]
+    assert cut.finished
+    assert every.token_ids == whole.token_ids
+    assert (every.mean_logprob, every.self_certainty) == pytest.approx((whole.mean_logprob, whole.self_certainty))
+    short = model.generate([request(model, max_new_tokens=taken)])[0]
+    assert (cut.mean_logprob, cut.self_certainty) == pytest.approx((short.mean_logprob, short.self_certainty))
+    assert cut.text == short.text
+
+
 def test_a_character_of_several_tokens_comes_whole() -> None:
     text = "a 日本 é!"
     parts = list(pieces(iter(text.encode()), lambda ids: bytes(ids).decode(errors="replace")))
