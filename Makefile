@@ -10,13 +10,17 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types layers clean
+.PHONY: help demo examples test check format lint types layers clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/.installed ## watch a small language model learn from its own work (minutes, two cores)
 	@$(BIN)/elm-agent demo $(ARGS)
+
+examples: $(VENV)/.installed ## the tutor and the solver of examples/, shortened (a minute, two cores)
+	@$(BIN)/python examples/tutor/tutor.py --scripted --short --home .elm/examples
+	@$(BIN)/python examples/solver/solver.py --short --home .elm/examples
 
 test: $(VENV)/.installed-dev ## all tests
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
