@@ -140,6 +140,8 @@ class EventKind(StrEnum):
     KEY_ROTATED = "key_rotated"
     ERASED = "erased"  # all that came from one subject was purged
     MOVED = "moved"  # the bank was moved to other back ends
+    MERGED = "merged"  # it took the place of others, which its detail names; see ``memory.condensing``
+    NOT_MERGED = "not_merged"  # a probe spoke against it; of the namespace as a whole
 
 
 class KeyKind(StrEnum):

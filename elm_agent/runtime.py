@@ -22,11 +22,14 @@ from elm_agent.settings import Settings, load_settings
 if TYPE_CHECKING:
     from elm_agent.memory.abstention import Abstaining
     from elm_agent.memory.calibrating import Refit
+    from elm_agent.memory.condensing import CondenseReport
     from elm_agent.memory.feedback import FeedbackReport
     from elm_agent.memory.gate import Gate
     from elm_agent.memory.maintain import MaintenanceReport
+    from elm_agent.memory.probe import Probe
     from elm_agent.memory.ranking import Ranking
     from elm_agent.memory.replay import Replay
+    from elm_agent.memory.succession import Distil
     from elm_agent.memory.tiers import Budget
     from elm_agent.memory.worker import Worker
     from elm_agent.storage.bank import Bank
@@ -244,9 +247,67 @@ def maintain_bank(
         undo_days=chosen.undo_days,
         dry_run=dry_run,
         actor=actor,
-        refit=_refit(settings),
+        refit=refit_of(settings),
         observe=observe,
     )
+
+
+def condense_bank(
+    bank: Bank,
+    settings: Settings,
+    *,
+    merge: bool = False,
+    distil: bool = False,
+    namespace: str | None = None,
+    model: LanguageModel | None = None,
+    task: Task | None = None,
+    seconds: float | None = None,
+    dry_run: bool = False,
+    actor: str = "maintain",
+    cancelled: Callable[[], bool] = lambda: False,
+    observe: Observer | None = None,
+) -> CondenseReport:
+    """One pass of merging and distilling by ``settings.maintenance``; see ``memory.condensing``.
+
+    ``namespace=None``: that of the settings. ``model``: needed unless it is a dry run. ``task=None``: as in the
+    settings. ``seconds``: most of them; None: as many as it takes.
+    """
+    from elm_agent.memory.condensing import Rules, Tools, condense
+
+    chosen, tools = settings.maintenance, None
+    if model is not None and not dry_run:
+        task = _task(settings) if task is None else task
+        tools = Tools(probe=_probe(settings, model, task), distil=_distil(model, task) if distil else None)
+    return condense(
+        bank,
+        settings.namespace if namespace is None else namespace,
+        Rules(
+            merge=chosen.merge_similarity if merge else None,
+            distil=chosen.distil_similarity if distil else None,
+            most=chosen.members,
+            may_lose=chosen.may_lose,
+            steps=chosen.distil_steps,
+            learning_rate=chosen.distil_learning_rate,
+            kind=settings.retrieval.key,
+            weights=utility_weights(settings),
+        ),
+        tools,
+        seconds=seconds,
+        dry_run=dry_run,
+        actor=actor,
+        cancelled=cancelled,
+        observe=observe,
+    )
+
+
+def _distil(model: LanguageModel, task: Task) -> Distil:
+    """Raises ``SettingsError`` for a model that is not the library's own."""
+    from elm_agent.models.engine import LocalModel
+    from elm_agent.training.distilling import Distiller
+
+    if not isinstance(model, LocalModel):
+        raise SettingsError(f"a {type(model).__name__} cannot be trained, so nothing can be distilled: merge alone")
+    return Distiller(model, task).distil
 
 
 def take_feedback(
@@ -322,24 +383,29 @@ def _budget(settings: Settings) -> Budget:
 def _gate(settings: Settings, model: LanguageModel, task: Task) -> Gate:
     from elm_agent.memory.admission import Rules
     from elm_agent.memory.gate import Gate
-    from elm_agent.memory.probe import Probe
-    from elm_agent.tasks import get_task
 
     chosen = settings.admission
-    probe = None
-    if chosen.probe:
-        probe = Probe(
-            model=model,
-            task_for=lambda name: task if name == task.name else get_task(name),
-            questions=chosen.probe_questions,
-            max_new_tokens=chosen.probe_max_new_tokens,
-            min_vote_share=chosen.probe_reference_share,
-        )
+    probe = _probe(settings, model, task) if chosen.probe else None
     bounds = {name: getattr(chosen, name) for name in Rules.__dataclass_fields__}
     return Gate(rules=Rules(**bounds), probe=probe)
 
 
-def _refit(settings: Settings) -> Refit | None:
+def _probe(settings: Settings, model: LanguageModel, task: Task) -> Probe:
+    from elm_agent.memory.probe import Probe
+    from elm_agent.tasks import get_task
+
+    chosen = settings.admission
+    return Probe(
+        model=model,
+        task_for=lambda name: task if name == task.name else get_task(name),
+        questions=chosen.probe_questions,
+        max_new_tokens=chosen.probe_max_new_tokens,
+        min_vote_share=chosen.probe_reference_share,
+    )
+
+
+def refit_of(settings: Settings) -> Refit | None:
+    """How abstention is fitted anew; None: it is not."""
     from elm_agent.memory.calibrating import Refit
 
     chosen = settings.abstention

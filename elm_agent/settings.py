@@ -303,6 +303,23 @@ class EvictionSettings(_Section):
     )
 
 
+class MaintenanceSettings(_Section):
+    """How `elm-agent maintain --merge` and `--distil` make fewer memories of many; nothing else does either."""
+
+    merge_similarity: float = Field(
+        0.98, gt=0, le=1, description="least cosine of keys from which two memories may become one of them; a guess"
+    )
+    distil_similarity: float = Field(
+        0.9, gt=0, le=1, description="least cosine to the most useful memory of a region that becomes one; a guess"
+    )
+    members: int = Field(8, ge=2, le=256, description="most memories of a group; the others wait for another pass")
+    may_lose: int = Field(
+        0, ge=0, description="questions that may go wrong beyond those that come right, when the new one is tried"
+    )
+    distil_steps: int = Field(20, ge=1, le=1000, description="optimizer steps, each on every question of the region")
+    distil_learning_rate: float = Field(5e-3, gt=0, description="AdamW, constant; that of learning")
+
+
 class VllmSettings(_Section):
     """vLLM as the engine that draws tokens (``engine = "vllm"``)."""
 
@@ -417,6 +434,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     encryption: EncryptionSettings = EncryptionSettings()
     eviction: EvictionSettings = EvictionSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
     ray: RaySettings = RaySettings()
     vllm: VllmSettings = VllmSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -28,6 +28,7 @@ def show_lineage(
     pinned = ", pinned" if memory.pinned else ""
     out.say(f"{memory.id}: {memory.state}{pinned}{f', {memory.reason}' if memory.reason else ''}")
     out.say(f"made from: {memory.question}")
+    _places(out, events)
     seconds = f"{episode.seconds:.1f} s, {episode.seconds_per_step:.3g} s a step"
     out.say(f"majority answer: {episode.majority_answer}; seed {episode.seed}; {seconds}\n")
     _votes(out, episode)
@@ -41,6 +42,16 @@ def show_lineage(
     ]
     out.table(("revision", "when", "what", "by", "detail"), rows)
     _provenance(out, memory, events)
+
+
+def _places(out: Output, events: Sequence[EventRecord]) -> None:
+    from elm_agent.storage.superseding import lineage_of
+
+    found = lineage_of(events)
+    if found.supersedes:
+        out.say(f"took the place of: {', '.join(found.supersedes)}")
+    if found.superseded_by is not None:
+        out.say(f"its place was taken by: {found.superseded_by}")
 
 
 def _votes(out: Output, episode: Episode) -> None:

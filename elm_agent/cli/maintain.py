@@ -1,4 +1,4 @@
-"""``elm-agent maintain``: evict, purge and tidy by the rules of the settings, once or again and again."""
+"""``elm-agent maintain``: evict, purge, tidy and condense by the rules of the settings, once or again and again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from elm_agent.cli.condense import condense, show_condensed
 from elm_agent.cli.confirm import agreed
 from elm_agent.cli.opening import opened_bank
 from elm_agent.cli.options import Shared
@@ -15,6 +16,7 @@ from elm_agent.cli.progress import stream_bar
 from elm_agent.errors import InputError
 
 if TYPE_CHECKING:
+    from elm_agent.memory.condensing import CondenseReport
     from elm_agent.memory.maintain import MaintenanceReport
     from elm_agent.protocols import Observer
 
@@ -28,6 +30,16 @@ def maintain(
     purge: Annotated[
         bool, typer.Option("--purge", help="Remove for good what was retired before the undo window.")
     ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Let one of several near-duplicates serve for all of them.")
+    ] = False,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="Make one new memory of several that are near each other.")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", metavar="SECONDS", min=1, help="Most time for --merge and --distil together."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     every: Annotated[
         float | None, typer.Option("--every", metavar="SECONDS", min=1, help="Again and again, until stopped.")
@@ -37,14 +49,18 @@ def maintain(
     """Retire and purge memories by the settings of [eviction], count uses into the ledger, fit abstention
     anew, tidy outbox and cache.
 
-    Without --evict and --purge both are done as the settings say. First it shows what would go and why; then it
-    asks, or does it with --yes. Safe while agents and workers use the bank, and to be stopped at any time.
+    Without --evict, --purge, --merge and --distil the first two are done as the settings say. First it shows what
+    would go and why; then it asks, or does it with --yes. --merge and --distil, by the settings of [maintenance], try
+    each change with the model before it is made. Safe while agents and workers use the bank, and to be stopped at any
+    time.
     """
+    if budget is not None and not (merge or distil):
+        raise InputError("--budget is for --merge and --distil: add one of them")
     if every is not None and not (yes or dry_run):
         raise InputError("--every asks nobody: add --yes, or --dry-run")
     out = options.output()
     settings = options.load()
-    both = not (evict or purge)
+    both = not (evict or purge or merge or distil)
     chosen = {"evict": evict or both, "purge": purge or (both and settings.eviction.purge)}
     from elm_agent.runtime import maintain_bank
 
@@ -62,13 +78,19 @@ def maintain(
                     **chosen,
                 )
 
+        def fewer(*, dry: bool) -> CondenseReport | None:
+            if not (merge or distil):
+                return None
+            return condense(options, opened, merge=merge, distil=distil, seconds=budget, dry_run=dry)
+
+        found = None
         while True:
             once = every is None
             if dry_run or (once and not yes):
-                report = run(dry=True)
-                _show(out, report)
-            if not dry_run and (not once or agreed(out, _question(None if yes else report), yes=yes)):
-                _show(out, run(dry=False))
+                report, found = run(dry=True), fewer(dry=True)
+                _show(out, report, found)
+            if not dry_run and (not once or agreed(out, _question(None if yes else report, found), yes=yes)):
+                _show(out, run(dry=False), fewer(dry=False))
             if every is None:
                 return
             time.sleep(every)
@@ -84,13 +106,14 @@ def _progress(bar: Any) -> Observer:
     return tell
 
 
-def _question(report: MaintenanceReport | None) -> str:
+def _question(report: MaintenanceReport | None, found: CondenseReport | None) -> str:
     if report is None:
         return ""
-    return f"Retire {report.total('evicted')} and purge {report.total('purged')} memories?"
+    tries = f", and try {len(found.tried)} groups" if found is not None else ""
+    return f"Retire {report.total('evicted')} and purge {report.total('purged')} memories{tries}?"
 
 
-def _show(out: Output, report: MaintenanceReport) -> None:
+def _show(out: Output, report: MaintenanceReport, condensed: CondenseReport | None) -> None:
     counts = {name: report.total(name) for name in _COUNTS}
     if out.json:
         out.document(
@@ -101,6 +124,7 @@ def _show(out: Output, report: MaintenanceReport) -> None:
                 "namespaces": report.namespaces,
                 "planned": _plain(report),
             }
+            | ({} if condensed is None else {"condensed": condensed})
         )
         return
     if report.planned and report.dry_run:
@@ -120,6 +144,8 @@ def _show(out: Output, report: MaintenanceReport) -> None:
             if namespace.calibration is not None:
                 out.say(f"{namespace.namespace}: {namespace.calibration}")
             show_left(out, namespace)
+    if condensed is not None:
+        show_condensed(out, condensed)
 
 
 def _plain(report: MaintenanceReport) -> list[dict[str, Any]]:

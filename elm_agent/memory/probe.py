@@ -7,7 +7,7 @@ they share batches with answers and leave them when the job is cancelled. Knows 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from elm_agent.errors import InputError, JobCancelled
 from elm_agent.memory.admission import ProbeResult, count_answers
 from elm_agent.protocols import GenerationRequest, LanguageModel, Task, Trained
-from elm_agent.records import Generation, JobRecord, KeyKind
+from elm_agent.records import Generation, JobRecord, KeyKind, MemoryRecord
 
 if TYPE_CHECKING:
     from elm_agent.adapters import Kept
@@ -31,6 +31,15 @@ class Reference:
 
     question: str
     answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A question with what is read before it in its two rows; None: nothing."""
+
+    reference: Reference
+    before: Kept | None
+    after: Kept | None
 
 
 class Probe:
@@ -75,11 +84,8 @@ class Probe:
         own = trained.final.majority_answer
         references = [] if own is None else [Reference(job.question, own)]
         references += self.references(bank, job, trained)
-        generations = self._generate(references, task, trained.prompt, job, cancelled)
-        right = [
-            _right(generation, references[index // 2].answer, task) for index, generation in enumerate(generations)
-        ]
-        pairs = list(zip(right[::2], right[1::2], strict=True))
+        tried = [Tried(one, None, trained.prompt) for one in references]
+        pairs, tokens = self._pairs(tried, task, job.recipe.max_new_tokens, cancelled)
         (own_before, own_after), past = (pairs[0], pairs[1:]) if own is not None else ((False, False), pairs)
         kept, fixed, broken = count_answers(past)
         return ProbeResult(
@@ -89,9 +95,48 @@ class Probe:
             kept=kept,
             fixed=fixed,
             broken=broken,
-            tokens=sum(len(generation.token_ids) for generation in generations),
+            tokens=tokens,
             seconds=time.perf_counter() - started,
         )
+
+    def compare(
+        self,
+        references: Sequence[tuple[Reference, Kept]],
+        successor: Kept,
+        *,
+        task: str,
+        max_new_tokens: int,
+        cancelled: Callable[[], bool],
+    ) -> ProbeResult:
+        """What ``successor`` does beside the memory that each question has, on these questions and on no others.
+
+        In the result they are the past ones; what was right before was so with the question's own memory.
+
+        Raises:
+            JobCancelled: ``cancelled()`` became true; its rows left their batches.
+            InputError, ModelError, TaskError: it could not be done.
+        """
+        started, asked = time.perf_counter(), self._task_for(task)
+        tried = [Tried(reference, own, successor) for reference, own in references]
+        pairs, tokens = self._pairs(tried, asked, max_new_tokens, cancelled)
+        kept, fixed, broken = count_answers(pairs)
+        return ProbeResult(
+            own_before=False,
+            own_after=False,
+            past=len(pairs),
+            kept=kept,
+            fixed=fixed,
+            broken=broken,
+            tokens=tokens,
+            seconds=time.perf_counter() - started,
+        )
+
+    def reference_of(self, bank: Bank, memory: MemoryRecord) -> Reference | None:
+        """The memory's own question, if its vote was clear enough; None where there is nothing to compare with."""
+        if memory.final_vote_share < self._min_vote_share:
+            return None
+        answer = bank.episode(memory.namespace, memory.id).majority_answer
+        return None if answer is None else Reference(memory.question, answer)
 
     def references(self, bank: Bank, job: JobRecord, trained: Trained) -> list[Reference]:
         """The past questions, nearest first: of active memories of this task whose vote was clear."""
@@ -107,35 +152,36 @@ class Probe:
         found: list[Reference] = []
         for hit in hits:
             memory = bank.memory(hit.namespace, hit.memory_id)
-            if memory.task != job.task or memory.final_vote_share < self._min_vote_share:
+            one = self.reference_of(bank, memory) if memory.task == job.task else None
+            if one is None or any(other.question == one.question for other in found):
                 continue
-            answer = bank.episode(hit.namespace, hit.memory_id).majority_answer
-            if answer is None or any(one.question == memory.question for one in found):
-                continue
-            found.append(Reference(memory.question, answer))
+            found.append(one)
             if len(found) == self._questions:
                 break
         return found
 
+    def _pairs(
+        self, tried: Sequence[Tried], task: Task, limit: int, cancelled: Callable[[], bool]
+    ) -> tuple[list[tuple[bool, bool]], int]:
+        """(right before, right after) of each, and how many tokens were generated for it."""
+        generations = self._generate(tried, task, self._max_new_tokens or limit, cancelled)
+        right = [
+            _right(generation, tried[index // 2].reference.answer, task)
+            for index, generation in enumerate(generations)
+        ]
+        tokens = sum(len(generation.token_ids) for generation in generations)
+        return list(zip(right[::2], right[1::2], strict=True)), tokens
+
     def _generate(
-        self,
-        references: list[Reference],
-        task: Task,
-        memory: Kept,
-        job: JobRecord,
-        cancelled: Callable[[], bool],
+        self, tried: Sequence[Tried], task: Task, limit: int, cancelled: Callable[[], bool]
     ) -> list[Generation]:
-        """Two rows for each reference: without the memory and with it."""
+        """Two rows for each: before and after."""
         rows: list[Future[Generation]] = []
         try:
-            for one in references:
-                prompt_ids = self._model.encode(task.messages(one.question))
-                for prefix in (None, memory):
-                    request = GenerationRequest(
-                        prompt_ids=prompt_ids,
-                        prefix=prefix,
-                        max_new_tokens=self._max_new_tokens or job.recipe.max_new_tokens,
-                    )
+            for one in tried:
+                prompt_ids = self._model.encode(task.messages(one.reference.question))
+                for prefix in (one.before, one.after):
+                    request = GenerationRequest(prompt_ids=prompt_ids, prefix=prefix, max_new_tokens=limit)
                     rows.append(self._model.submit(request))
             while wait(rows, timeout=_LOOK_SECONDS).not_done:
                 if cancelled():

@@ -1,4 +1,4 @@
-"""Whole memories from elsewhere, many in one transaction: what an import and a simulation write.
+"""Whole memories that no job made, many in one transaction: what an import, a merger and a simulation write.
 
 A prompt that the namespace already has is not taken in again: its content digest is looked up while the namespace's
 row is held, so two imports of one pack at once store each memory once.
@@ -6,7 +6,7 @@ row is held, so two imports of one pack at once store each memory once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -73,6 +73,7 @@ class Adopted:
     seed: int = 0
     seconds: float = 0.0
     detail: dict[str, Any] = field(default_factory=dict)  # of the ledger's event: ids and digests only
+    event: EventKind = EventKind.IMPORTED  # or CREATED, where it was made here
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,9 @@ class _Wanted:
 _New = tuple[str, Adopted, str, str, bytes]
 """(memory id, item, content digest, tensor digest, the prompt's bytes)"""
 
+Then = Callable[[Change, Sequence[tuple[str, bool]]], None]
+"""Called within the transaction, with (memory id, whether it is new) of each item, before it is committed."""
+
 
 def adopt(
     database: Database,
@@ -95,6 +99,7 @@ def adopt(
     *,
     actor: str,
     tell: Observer,
+    then: Then | None = None,
 ) -> list[tuple[str, bool]]:
     """See ``Bank.adopt``. ``tell`` hears "adopt.tensors", "adopt.before_commit" and "adopt.committed"."""
     from elm_agent.adapters import to_bytes  # torch enters late: reading commands need none
@@ -117,7 +122,7 @@ def adopt(
         stored = store(database, tensors, namespace, list(sealed_bytes.values()))
         tell("adopt.tensors", {"namespace": namespace, "memories": len(items)})
         # 2. one transaction
-        results = _write(database, vault, namespace, wanted, sealed_bytes, stored, actor, tell)
+        results = _write(database, vault, namespace, wanted, sealed_bytes, stored, actor, tell, then)
         if results is not None:
             tell("adopt.committed", {"namespace": namespace, "memories": sum(new for _, new in results)})
             return results
@@ -133,6 +138,7 @@ def _write(
     stored: Stored,
     actor: str,
     tell: Observer,
+    then: Then | None,
 ) -> list[tuple[str, bool]] | None:
     """The transaction; None, and nothing is written, when a tensor may be gone or a known memory is."""
     digests = {content: digest_of_bytes(data) for content, data in sealed_bytes.items()}
@@ -153,6 +159,8 @@ def _write(
             results.append((ids[one.content], is_new))
         if new:
             _insert(change, new)
+        if then is not None:
+            then(change, results)
         tell("adopt.before_commit", {"namespace": namespace, "memories": len(new)})
     return results
 
@@ -195,7 +203,7 @@ def _insert(change: Change, new: Sequence[_New]) -> None:
         detail |= {"valid_until": horizon(item.valid_until)}
         detail |= {"parameters": numbers_of(item.prompt), "bytes": bytes_of(item.prompt)}
         proof = _proof(namespace, item, plain, models[item.model], recipes[item.recipe])
-        events.append(change.linked(EventKind.IMPORTED, memory_id, detail, text=proof))
+        events.append(change.linked(item.event, memory_id, detail, text=proof))
         revision = change.namespace.revision
         question = vault.seal(namespace, item.question)
         at = {"namespace": namespace, "created_at": now}

@@ -33,7 +33,7 @@ from elm_agent.records import (
     Vector,
 )
 from elm_agent.settings import check_namespace
-from elm_agent.storage import adopt, lifecycle, publish, purge
+from elm_agent.storage import adopt, lifecycle, publish, purge, superseding
 from elm_agent.storage.adopt import Adopted
 from elm_agent.storage.calibrations import Calibrations
 from elm_agent.storage.harm import HarmWatch, read_evidence
@@ -270,6 +270,46 @@ class Bank(BankReader):
         )
         self._feed_or_warn(namespace)
         return adopted
+
+    def supersede(
+        self,
+        namespace: str,
+        successor: str | Adopted,
+        going: Mapping[str, int],
+        *,
+        actor: str,
+        detail: Mapping[str, Any],
+        observe: Observer | None = None,
+    ) -> str:
+        """One memory takes the place of others: all of it in one transaction, or nothing. Returns its id.
+
+        ``successor``: an active memory by id, or a new one. ``going``: revisions, as the caller saw them, by the ids
+        that retire. ``detail``: of its ``merged`` event, see ``Change.note``; ``storage.superseding`` reads it.
+        ``observe`` is told "supersede.before_commit" and "supersede.committed".
+
+        Raises:
+            ChangedMeanwhile: one of them was changed since, is pinned, or does not serve.
+            NotFound: one is gone. InputError, ModelMismatch: a new one that cannot be stored.
+        """
+        tell: Observer = observe or _silent
+        told = {"namespace": namespace, "memories": len(going)}
+
+        def then(change: Change, found: Sequence[tuple[str, bool]]) -> None:
+            superseding.supersede(change, found[0][0], going, detail=detail)
+            change.session.flush()
+            tell("supersede.before_commit", told)
+
+        if isinstance(successor, str):
+            with self._changing(namespace, actor) as change:
+                then(change, [(successor, False)])
+            memory_id = successor
+        else:
+            ((memory_id, _),) = adopt.adopt(
+                self.database, self.tensors, self.vault, namespace, [successor], actor=actor, tell=tell, then=then
+            )
+        tell("supersede.committed", told | {"memory_id": memory_id})
+        self._feed_or_warn(namespace)
+        return memory_id
 
     # --- removing for good ------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from elm_agent.errors import InputError
 from elm_agent.records import EventKind, MemoryState
 from elm_agent.storage.ledger.changes import Change
@@ -21,8 +23,10 @@ _BECOMES = {
 }
 
 
-def transition(change: Change, memory: MemoryRow, to: MemoryState, reason: str | None) -> None:
-    """Put ``memory`` into state ``to``. The state it has is no change.
+def transition(
+    change: Change, memory: MemoryRow, to: MemoryState, reason: str | None, detail: dict[str, Any] | None = None
+) -> None:
+    """Put ``memory`` into state ``to``. The state it has is no change. ``detail``: more for the event, see its rules.
 
     Raises ``InputError`` when it is pinned and to be evicted, or when there is no way from its state to ``to``.
     """
@@ -38,4 +42,5 @@ def transition(change: Change, memory: MemoryRow, to: MemoryState, reason: str |
     memory.state = to.value
     memory.state_since = change.now
     memory.reason = sealed(change.vault, memory.namespace, reason)
-    change.note(kind, memory, {"from": was.value, "to": to.value}, text=reason, reindex=True)
+    told = {"from": was.value, "to": to.value} | (detail or {})
+    change.note(kind, memory, told, text=reason, reindex=True)

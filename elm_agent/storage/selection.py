@@ -183,8 +183,12 @@ class Selection:
             return [(memory_id, pinned) for memory_id, pinned in session.execute(query)]
 
     def input_keys(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        """(len(ids), E) unit rows; a memory that is gone meanwhile, or has no key, is a row of zeros."""
-        of = KeyRow.namespace == self.namespace, KeyRow.kind == KeyKind.INPUT.value
+        """``keys`` of the kind that every memory has."""
+        return self.keys(ids, KeyKind.INPUT)
+
+    def keys(self, ids: Sequence[str], kind: KeyKind) -> NDArray[np.float32]:
+        """(len(ids), E) unit rows; a memory that is gone meanwhile, or has no such key, is a row of zeros."""
+        of = KeyRow.namespace == self.namespace, KeyRow.kind == kind.value
         rows: list[NDArray[np.float32]] = []
         width = 0
         for start in range(0, len(ids), self._page):

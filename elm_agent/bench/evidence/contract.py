@@ -7,12 +7,12 @@ A run is a folder, and everything a report needs is in it, so reports are made w
     generations.jsonl   one ``GenerationLine`` each, in the order in which they happened; on disk before the next one
     work/               what methods keep (banks, states); no report reads it
 
-Orders. *online*: for each method and seed the items are shuffled by the seed; each is answered with what was learned
-from the items before it, and only then learned from: lines ``answer`` 0, ``learn`` 0, ``answer`` 1, ... *offline*:
-each item is learned from alone, and each memory then answers every item, without retrieval or verification:
-``learner`` names the item that the memory came from; its own item is in the matrix too. *transfer*: ``source`` is
-gone through online (lines with ``task`` = ``source``), then every item of ``task`` is answered with what was learned
-there, and nothing more is learned.
+Orders. *online*: for each method and seed the items are shuffled by the seed, where the set has parts each of them
+alone and one after the other; each item is answered with what was learned from the items before it, and only then
+learned from: lines ``answer`` 0, ``learn`` 0, ``answer`` 1, ... *offline*: each item is learned from alone, and each
+memory then answers every item, without retrieval or verification: ``learner`` names the item that the memory came
+from; its own item is in the matrix too. *transfer*: ``source`` is gone through online (lines with ``task`` =
+``source``), then every item of ``task`` is answered with what was learned there, and nothing more is learned.
 
 A failure is a record, never a wrong answer: a line with ``failure`` has ``correct`` None.
 """
@@ -65,6 +65,7 @@ class Item:
     answer: str
     family: str  # what a report groups by
     split: str = "test"  # "train" or "test" (held-out templates)
+    part: str = ""  # of a stream that changes on its way: which part; parts come in the order of the set
 
     @property
     def digest(self) -> str:
@@ -284,6 +285,7 @@ class GenerationLine:
     item_id: str
     family: str
     split: str
+    part: str = ""
     learner: str | None = None  # offline: id of the item whose memory answered
     answer: str | None = None
     text: str | None = None

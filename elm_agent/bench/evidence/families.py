@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from elm_agent.bench.evidence.contract import Item
 from elm_agent.bench.streams import family_named, square
@@ -116,6 +116,30 @@ GRADED: dict[str, Graded] = {
 }
 
 
+def staged_items(stages: Sequence[Sequence[str]], *, count: int, split: str | None, seed: int) -> list[Item]:
+    """A stream that changes on its way: ``count`` questions in as many equal parts as there are ``stages``.
+
+    Of each stage the families come in turn; one that comes again goes on with questions that were not yet asked. The
+    first parts have one question more where ``count`` does not divide. A single stage is ``graded_items``.
+
+    Raises ``InputError`` as that does.
+    """
+    if len(stages) == 1:
+        return graded_items(stages[0], count=count, split=split, seed=seed)
+    splits = SPLITS if split is None else (split,)
+    sources: dict[tuple[str, str], Iterator[Item]] = {}
+    items: list[Item] = []
+    for number, names in enumerate(stages):
+        _check(names, split)
+        both = [(name, one) for name in names for one in splits]
+        turn = _in_turn([sources.setdefault(one, _items(*one, seed)) for one in both])
+        size = count // len(stages) + (number < count % len(stages))
+        part = list(itertools.islice(turn, size))
+        _check_count(names, len(part), size)
+        items += [replace(item, part=f"{number + 1}: {'+'.join(names)}") for item in part]
+    return items
+
+
 def graded_items(names: Sequence[str], *, count: int | None, split: str | None, seed: int) -> list[Item]:
     """``count`` questions, families in turn; a smaller count gives the beginning of a larger one. None: all of them.
 
@@ -126,11 +150,20 @@ def graded_items(names: Sequence[str], *, count: int | None, split: str | None, 
     """
     _check(names, split)
     splits = SPLITS if split is None else (split,)
-    sources = [_items(name, one, seed) for name in names for one in splits]
-    items = [item for turn in itertools.zip_longest(*sources) for item in turn if item is not None]
-    if count is not None and len(items) < count:
-        raise InputError(f"{', '.join(names)} have {len(items)} questions; got a limit of {count}: ask for fewer")
+    items = list(_in_turn([_items(name, one, seed) for name in names for one in splits]))
+    _check_count(names, len(items), count)
     return items[:count]
+
+
+def _in_turn(sources: Sequence[Iterator[Item]]) -> Iterator[Item]:
+    """One of each, until all have ended; nothing is taken that is not given."""
+    left = list(sources)
+    while left:
+        for source in list(left):
+            if (item := next(source, None)) is None:
+                left.remove(source)
+            else:
+                yield item
 
 
 def _items(name: str, split: str, seed: int) -> Iterator[Item]:
@@ -160,6 +193,11 @@ def _numbers(name: str, split: str) -> list[tuple[int, ...]]:
     held = set(rng.sample(groups, len(groups) // 3))
     chosen = [values for values in combinations if (tuple(sorted(values)) in held) == (split == "test")]
     return chosen if len(chosen) <= _LARGEST else rng.sample(chosen, _LARGEST)
+
+
+def _check_count(names: Sequence[str], there: int, count: int | None) -> None:
+    if count is not None and there < count:
+        raise InputError(f"{', '.join(names)} have {there} questions; got a limit of {count}: ask for fewer")
 
 
 def _check(names: Sequence[str], split: str | None) -> None:

@@ -72,6 +72,16 @@ class FamilyFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartFigures:
+    """A part of a stream that changes on its way."""
+
+    part: str
+    accuracy: Share
+    failures: int
+    versus: Comparison | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodFigures:
     """One method on one task. ``versus``: beside zero-shot; None for zero-shot itself."""
 
@@ -88,6 +98,7 @@ class MethodFigures:
     reference_differs: int  # questions whose own plain candidate was judged otherwise than the method zero_shot
     seeds: tuple[SeedFigures, ...]
     families: tuple[FamilyFigures, ...]
+    parts: tuple[PartFigures, ...]  # in order; none where the stream does not change
     routing: Routing | None
     answering: Cost
     learning: Cost
@@ -248,6 +259,11 @@ def _method(
             FamilyFigures(family=family, accuracy=accuracy(part), versus=versus(part))
             for family, part in sorted(grouped(answers, lambda line: line.family).items())
         ),
+        parts=tuple(
+            PartFigures(part=part, accuracy=accuracy(lines), failures=_failed(lines), versus=versus(lines))
+            for part, lines in sorted(grouped(answers, lambda line: line.part).items(), key=_begins)
+            if part
+        ),
         routing=routing(answers),
         answering=_cost(answers),
         learning=_cost(learned),
@@ -260,6 +276,10 @@ def _own_reference(answers: Lines) -> dict[Key, bool]:
     """What each line's own plain candidate was, for runs without the method zero_shot."""
     found = {key_of(line): candidate_right(line, ZERO_SHOT) for line in answers}
     return {key: right for key, right in found.items() if right is not None}
+
+
+def _begins(part: tuple[str, Lines]) -> int:
+    return min(line.position for line in part[1])
 
 
 def _failed(lines: Lines) -> int:

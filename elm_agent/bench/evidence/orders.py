@@ -6,6 +6,7 @@ A method is opened only where something is left to do, and closed whatever happe
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
@@ -17,8 +18,11 @@ BATCH = 16
 
 
 def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
-    """The order of a seed."""
-    return random.Random(f"order/{seed}").sample(list(items), len(items))
+    """The order of a seed: parts one after the other as they first come, each shuffled."""
+    rng, parts = random.Random(f"order/{seed}"), defaultdict(list)
+    for item in items:
+        parts[item.part].append(item)
+    return [item for part in parts.values() for item in rng.sample(part, len(part))]
 
 
 def online(walk: Walk, open_method: Callable[[], Method], items: Sequence[Item], *, learns: bool) -> None:

@@ -18,7 +18,7 @@ ELSEWHERE = frozenset(
         *("model", "gguf_file", "threads", "cache_dir", "offline", "max_batch_rows", "join_window_ms"),
         *("home", "database_url", "tensors", "tensor_options", "tensor_cache_mb", "tensor_cache_hours"),
         *("index", "exact_limit", "namespace", "shared_namespaces", "learn"),
-        *("worker", "encryption", "eviction", "ray"),
+        *("worker", "encryption", "eviction", "maintenance", "ray"),
     }
 )
 """Settings that say where and how fast, not what comes out; the model is compared by its fingerprint."""

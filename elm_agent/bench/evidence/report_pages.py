@@ -99,6 +99,7 @@ def _task(report: Report, task: TaskFigures, plots: Plots) -> Part:
         report_tables.results(task),
         report_tables.seeds(task),
         report_tables.families(task),
+        report_tables.parts(task),
         report_tables.against(task),
         report_bank.routing(task),
         report_tables.costs(task),

@@ -68,12 +68,17 @@ def svg(draw: Callable[[Figure], None], *, name: str, text: str, height: float =
     return _inline(buffer.getvalue().decode("utf-8"), name, text)
 
 
-def stream(curves: Mapping[str, Band], colours: Mapping[str, str]) -> Callable[[Figure], None]:
-    """Right answers so far, one line for each method, with the range over seeds."""
+def stream(
+    curves: Mapping[str, Band], colours: Mapping[str, str], changes: Sequence[int] = ()
+) -> Callable[[Figure], None]:
+    """Right answers so far, one line for each method, with the range over seeds. ``changes``: how many questions came
+    before the stream changed, each time."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         _bands(axes, curves, colours)
+        for before in changes:
+            axes.axvline(before + 0.5, color=GREY, linestyle=":")
         axes.set(xlabel="questions answered", ylabel="right so far", ylim=(-0.02, 1.02))
         _below(figure, axes)
 

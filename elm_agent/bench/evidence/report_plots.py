@@ -12,7 +12,14 @@ from elm_agent.bench.evidence.figures import TaskFigures
 from elm_agent.bench.evidence.lines import ZERO_SHOT, Key, Lines, candidate_right, grouped, is_agent, key_of, verdicts
 from elm_agent.bench.evidence.matrix import OfflineFigures
 from elm_agent.bench.evidence.report_section import Picture, Section, percent, plain, points
-from elm_agent.bench.evidence.report_series import Band, bank_map, rank_curves, reward_curves, stream_curves
+from elm_agent.bench.evidence.report_series import (
+    Band,
+    bank_map,
+    rank_curves,
+    reward_curves,
+    stream_changes,
+    stream_curves,
+)
 
 Draw = Callable[[Figure], None]
 
@@ -29,14 +36,15 @@ class Plots:
 
     def stream(self, answers: Lines) -> Section | None:
         """Accuracy over the stream; None when nothing was judged."""
-        curves = stream_curves(answers)
+        curves, changes = stream_curves(answers), stream_changes(answers)
         if not curves:
             return None
         drawn = [
-            self._picture(pictures.stream(part, self._colours), f"{title}: {_ends(part)}.", labels=len(part))
+            self._picture(pictures.stream(part, self._colours, changes), f"{title}: {_ends(part)}.", labels=len(part))
             for title, part in _crowds(curves)
         ]
         words = "Share of right answers so far, mean over seeds; the band is from the lowest to the highest seed."
+        words += " Dotted: where the stream changes." if changes else ""
         return Section(title="Accuracy over the stream", words=(words,), pictures=tuple(drawn))
 
     def gain(self, task: TaskFigures) -> Section | None:

@@ -64,6 +64,16 @@ def stream_curves(answers: Lines) -> dict[str, Band]:
     return curves
 
 
+def stream_changes(answers: Lines) -> tuple[int, ...]:
+    """How many questions come before each part of a stream but the first; none where it does not change."""
+    firsts = {part: min(line.position for line in lines) for part, lines in grouped(answers, _part).items() if part}
+    return tuple(sorted(firsts.values())[1:])
+
+
+def _part(line: GenerationLine) -> str:
+    return line.part
+
+
 def reward_curves(learned: Lines, name: str = "vote_share") -> dict[str, Band]:
     """For each method the value ``name`` of its memories over the training steps: median and quartiles."""
     curves = {}

@@ -132,6 +132,28 @@ def families(task: TaskFigures) -> Section | None:
     )
 
 
+def parts(task: TaskFigures) -> Section | None:
+    """Before and after a stream changes; None where none does."""
+    names = list(dict.fromkeys(one.part for method in task.methods for one in method.parts))
+    if not names:
+        return None
+    rows = []
+    for method in task.methods:
+        for one in sorted(method.parts, key=lambda one: names.index(one.part)):
+            head = (method.label, one.part, counted(one.accuracy))
+            if (found := one.versus) is None:
+                rows.append((*head, "reference", *[NONE] * 4))
+                continue
+            shown = interval(found.difference), p_value(found.mcnemar.p), str(found.fixed), str(found.broken)
+            rows.append((*head, *shown, percent(found.harm)))
+    columns = ("method", "part", "right", "difference", "p", "fixed", "broken", "harm")
+    return Section(
+        title="Parts of the stream",
+        words=("The stream changes on its way: what holds of each part, beside zero-shot on the same questions.",),
+        table=Table(columns=columns, rows=tuple(rows)),
+    )
+
+
 def against(task: TaskFigures) -> Section | None:
     """Our methods beside each baseline; None without both."""
     found = [(method, one) for method in task.methods for one in method.against]

@@ -27,6 +27,7 @@ class Counted:
     """One method, seed and task. ``zero_shot``, ``fixed``, ``broken``: where the plain answer was given too."""
 
     task: str
+    part: str  # of a stream that changes on its way; "": all of it
     source: str | None
     method: str
     seed: int
@@ -47,26 +48,31 @@ class Counted:
         """In the order of ``COLUMNS``."""
         judged = max(1, self.asked - self.failed)
         plain = "-" if self.zero_shot is None else f"{self.zero_shot / judged:.1%}"
+        task = f"{self.task}, {self.part}" if self.part else self.task
         return (
-            *(self.task, self.source, self.method, self.seed, self.asked, self.failed, f"{self.right / judged:.1%}"),
+            *(task, self.source, self.method, self.seed, self.asked, self.failed, f"{self.right / judged:.1%}"),
             *(plain, self.fixed, self.broken, self.answer_tokens + self.learn_tokens),
         )
 
 
 def counted(lines: Iterable[GenerationLine]) -> list[Counted]:
-    """The counts of every method, in order of appearance."""
-    groups: dict[tuple[str, str | None, str, int], list[GenerationLine]] = {}
+    """The counts of every method, in order of appearance; after them those of each part of a stream that changes."""
+    groups: dict[tuple[str, str, str | None, str, int], list[GenerationLine]] = {}
     for line in lines:
-        groups.setdefault((line.task, line.source, line.method, line.seed), []).append(line)
-    return [_counted(*name, group) for name, group in groups.items()]
+        for part in dict.fromkeys(("", line.part)):
+            groups.setdefault((line.task, part, line.source, line.method, line.seed), []).append(line)
+    return [_counted(*name, group) for name, group in sorted(groups.items(), key=lambda pair: pair[0][1] != "")]
 
 
-def _counted(task: str, source: str | None, method: str, seed: int, lines: list[GenerationLine]) -> Counted:
+def _counted(
+    task: str, part: str, source: str | None, method: str, seed: int, lines: list[GenerationLine]
+) -> Counted:
     answers = [line for line in lines if line.phase is Phase.ANSWER]
     learned = [line for line in lines if line.phase is Phase.LEARN]
     pairs = list(_pairs(answers))
     return Counted(
         task=task,
+        part=part,
         source=source,
         method=method,
         seed=seed,

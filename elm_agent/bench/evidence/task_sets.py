@@ -2,6 +2,7 @@
 
     arithmetic                          products+sums+differences, wordings and numbers of both splits
     arithmetic:products+ages@train      families by name; @train or @test: only those to learn from, or held out
+    arithmetic:products>ages            a stream that changes: first the one, then as many of the other
     gym:NAME                            a data set of reasoning-gym (`pip install 'elm-agent[evidence]'`)
     math500 amc23 aime24 gsm8k svamp    from the hub (`pip install 'elm-agent[evidence]'`)
     amc23=FILE.jsonl                    the same from a file of one's own
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elm_agent.bench.evidence.contract import Item, TaskSet
-from elm_agent.bench.evidence.families import graded_items
+from elm_agent.bench.evidence.families import staged_items
 from elm_agent.bench.evidence.rows import Fields, after_hashes, finished, number, set_of
 from elm_agent.bench.streams import read_records
 from elm_agent.errors import InputError
@@ -93,8 +94,8 @@ def load_task_set(words: str, *, limit: int | None = None, seed: int = 0, kind: 
 
 def _arithmetic(words: str, *, limit: int | None, seed: int) -> TaskSet:
     families, at, split = words.partition("@")
-    names = (families.partition(":")[2] or DEFAULT_FAMILIES).split("+")
-    items = graded_items(names, count=limit or GENERATED, split=split if at else None, seed=seed)
+    stages = [stage.split("+") for stage in (families.partition(":")[2] or DEFAULT_FAMILIES).split(">")]
+    items = staged_items(stages, count=limit or GENERATED, split=split if at else None, seed=seed)
     return finished(TaskSet(name=words, kind="math", items=tuple(items)))
 
 

@@ -71,6 +71,7 @@ class Walk:
             item_id=item.id,
             family=item.family,
             split=item.split,
+            part=item.part,
             learner=learner,
         )
 

@@ -27,7 +27,7 @@ from elm_agent.errors import NotFound, StorageError, TaskError, TrainingError
 from elm_agent.integrations.langgraph import build_graph
 from elm_agent.memory.learn import memory_seed
 from elm_agent.records import Candidate, JobState, KeyKind, Route
-from elm_agent.runtime import Runtime, open_runtime
+from elm_agent.runtime import Runtime, open_runtime, refit_of
 
 
 class Elm:
@@ -53,6 +53,7 @@ class Elm:
             owns_index=False,
         )
         self._graph = build_graph(self._runtime)
+        self._refit = refit_of(self._settings)
         self._learners: dict[str, str] = {}  # memory id -> id of its item
 
     def prepare(self, items: Sequence[Item]) -> None:
@@ -66,6 +67,8 @@ class Elm:
         )
 
     def answer(self, item: Item) -> Outcome:
+        if self._refit is not None:  # each time, so that a run that is taken up again knows what the first one did
+            self._refit(self._runtime.bank, NAMESPACE)
         self._model.start()
         result = self._graph.invoke({"question": item.question}, context={"learn": False, "explain": True})
         roles = {role: made for role in ("zero_shot", "memory") if (made := result["candidates"][role])}

@@ -13,9 +13,9 @@ from elm_agent.bench.evidence.methods.elm_parts import (
     trainer_at,
 )
 from elm_agent.bench.evidence.methods.reading import Reading
-from elm_agent.bench.evidence.methods.variants import recipe_of
+from elm_agent.bench.evidence.methods.variants import memory_settings, recipe_of
 from elm_agent.bench.evidence.trained import RememberedTrainer
-from elm_agent.memory.gate import admit
+from elm_agent.memory.admission import Rules, of_training, ruling
 from elm_agent.memory.learn import memory_seed
 from elm_agent.protocols import Trained
 
@@ -28,6 +28,8 @@ class ElmAlone:
         self._place = workplace
         self._owner = f"{name}/{workplace.seed}"
         self._recipe = recipe_of(name, workplace.settings, seed=workplace.seed)
+        asked = memory_settings(name, workplace.settings, seed=workplace.seed).admission
+        self._rules = Rules(**{bound: getattr(asked, bound) for bound in Rules.__dataclass_fields__})
         self.sees_answers = self._recipe.objective == "grpo_ground_truth"
         self._last: tuple[str, Trained] | None = None
         self._reading: Reading | None = None
@@ -35,11 +37,11 @@ class ElmAlone:
     def learn(self, item: Item) -> Learned:
         trained, seed = self._trained(item), self._seed(item.question)
         mine = self._owner == self._trainer([item]).owner_of(item.question, recipe=self._recipe, seed=seed)
-        state, reason = admit(trained.curve, self._recipe)
+        found = ruling(of_training(trained, self._rules, min_vote_share=self._recipe.min_vote_share))
         return Learned(
             memory_id=item.id,
-            state=state.value,
-            reason=reason,
+            state=found.state.value,
+            reason=found.reason,
             texts=rollout_lines(trained.rollouts) if mine else (),
             curve=step_lines(trained.curve),
             key=rounded(trained.keys.input),

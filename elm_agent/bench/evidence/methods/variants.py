@@ -1,7 +1,8 @@
 """What stands in a method's name after the colon, as settings: ``elm_kv:lora+steps=2+retrieval.top_k=3``.
 
-A word is a parameterisation, an objective or a verifier; ``name=value`` is a setting of ``learning``, or of the
-section before a dot. Knows nothing of what the settings do.
+A word is a parameterisation, an objective, a verifier, or one of ``BUNDLES``, the settings of an ablation; ``half``
+halves the rollouts. ``name=value`` is a setting of ``learning``, or of the section before a dot. Knows nothing of
+what the settings do.
 """
 
 from __future__ import annotations
@@ -23,8 +24,32 @@ WORDS = {
     "mean_logprob": ("verification", "verifier"),
     "self_certainty": ("verification", "verifier"),
     "majority": ("verification", "verifier"),
+    "mean": ("utility", "ranking"),
+    "ucb": ("utility", "ranking"),
+    "thompson": ("utility", "ranking"),
+    "cheap": ("budget", "tier"),
+    "thorough": ("budget", "tier"),
+    "auto": ("budget", "tier"),
 }
 """The setting that a word stands for."""
+
+BUNDLES: dict[str, dict[str, dict[str, Any]]] = {
+    "admission": {
+        "admission": {"min_vote_rise": 0.0, "min_length_ratio": 0.1, "max_length_ratio": 2.0, "max_norm_ratio": 2.0}
+    },
+    "probe": {"admission": {"probe": True}},
+    "calibrated": {"abstention": {"mode": "calibrated", "min_uses": 10}},
+    "harm": {"utility": {"quarantine_harm": 0.9}},
+    "early": {"learning": {"stop_when_settled": 2, "skip_equal_rewards": True}},
+}
+"""The settings that a word stands for; what the name says besides counts more. Bounds as in docs/admission.md; fewer
+uses than the default for a fit, as streams are short."""
+
+HALF = "half"
+LEAST_ROLLOUTS = 2  # of a vote
+
+ANSWERING = ("retrieval", "utility", "abstention", "budget", "verification")
+"""Sections that change nothing of a memory, only when and how it serves."""
 
 EPOCHS = 10
 """Steps on each question: as many as a memory of its own has."""
@@ -45,9 +70,17 @@ def settings_of(name: str, settings: Settings, *, seed: int) -> Settings:
     for kind in KeyKind:
         if base.endswith(f"_{kind.value}"):
             changed["retrieval"]["key"] = kind.value
-    for word in filter(None, words.split("+")):
-        section, field, value = _setting(name, word)
-        changed.setdefault(section, {})[field] = value
+    given = [word for word in words.split("+") if word]
+    for word in given:
+        for section, values in BUNDLES.get(word, {}).items():
+            changed.setdefault(section, {}).update(values)
+    for word in given:
+        if word not in BUNDLES and word != HALF:
+            section, field, value = _setting(name, word)
+            changed.setdefault(section, {})[field] = value
+    if HALF in given:
+        rollouts = changed["learning"].get("rollouts", settings.learning.rollouts)
+        changed["learning"]["rollouts"] = _half(name, rollouts)
     changed["retrieval"]["exclude_same_question"] = True
     try:
         return settings.changed(**changed)
@@ -60,12 +93,29 @@ def recipe_of(name: str, settings: Settings, *, seed: int) -> Recipe:
 
     Raises ``InputError`` or ``SettingsError`` as ``settings_of`` does.
     """
-    base, _, words = name.partition(":")
-    given = [word for word in words.split("+") if word]
-    plain = "+".join(word for word in given if word not in OFFLINE_WORDS)
-    recipe = settings_of(f"{base}:{plain}", settings, seed=seed).learning.recipe()
+    given = [word for word in name.partition(":")[2].split("+") if word]
+    made = memory_settings(name, settings, seed=seed)
+    recipe = made.learning.recipe()
     changed = {OFFLINE_WORDS[word]: word for word in given if word in OFFLINE_WORDS}
     return replace(recipe, **changed)  # type: ignore[arg-type]  # both are fields with a text
+
+
+def memory_settings(name: str, settings: Settings, *, seed: int) -> Settings:
+    """The settings by which a memory that answers alone is made: the offline protocol.
+
+    Raises ``InputError`` or ``SettingsError`` as ``settings_of`` does, and for words that are about answering with a
+    bank, which would do nothing there.
+    """
+    base, _, words = name.partition(":")
+    plain = "+".join(word for word in words.split("+") if word and word not in OFFLINE_WORDS)
+    made, without = (settings_of(f"{base}:{some}", settings, seed=seed) for some in (plain, ""))
+    idle = [one for one in ANSWERING if getattr(made, one) != getattr(without, one)]
+    if idle or made.admission.probe != without.admission.probe:
+        raise InputError(
+            f"method {name!r}: {idle[0] if idle else 'a probe'} needs a bank, and offline each memory answers alone: "
+            "use it with `elm-agent bench online`"
+        )
+    return made
 
 
 def recipe_and_epochs(name: str, settings: Settings, *, seed: int) -> tuple[Recipe, int]:
@@ -81,6 +131,12 @@ def recipe_and_epochs(name: str, settings: Settings, *, seed: int) -> tuple[Reci
     return replace(recipe, objective=objective), int(counts[-1]) if counts else EPOCHS
 
 
+def _half(name: str, rollouts: object) -> int:
+    if not isinstance(rollouts, int) or rollouts < 2 * LEAST_ROLLOUTS:
+        raise InputError(f"method {name!r}: half of {rollouts} rollouts is no vote: expected at least 4 of them")
+    return rollouts // 2
+
+
 def _setting(name: str, word: str) -> tuple[str, str, Any]:
     path, equals, value = word.partition("=")
     if not equals:
@@ -88,7 +144,8 @@ def _setting(name: str, word: str) -> tuple[str, str, Any]:
             raise InputError(f"method {name!r}: {word!r} is for studies: use it with `elm-agent bench offline`")
         if word not in WORDS:
             raise InputError(
-                f"method {name!r}: unknown word {word!r}: expected NAME=VALUE or one of {', '.join(WORDS)}"
+                f"method {name!r}: unknown word {word!r}: expected NAME=VALUE or one of "
+                f"{', '.join([*WORDS, *BUNDLES, HALF])}"
             )
         return *WORDS[word], word
     section, dot, field = path.partition(".")
