@@ -62,6 +62,7 @@ class Route(StrEnum):
     NO_MEMORY = "no_memory"  # nothing was retrieved (empty bank, or below the similarity threshold)
     FAILED_MEMORY = "failed_memory"  # the memory path failed; the reason is recorded, the answer is zero-shot
     MEMORY_ALONE = "memory_alone"  # only the memory's was generated: its utility is proven, and the tier cheap
+    DEFERRED = "deferred"  # they differed, the verifier preferred the memory's: until a person decides, the plain one
 
 
 class Tier(StrEnum):
@@ -80,6 +81,18 @@ class MemoryState(StrEnum):
     QUARANTINED = "quarantined"  # its tensor is missing or altered, or it did harm
     RETIRED = "retired"  # evicted; can be restored
     PURGED = "purged"  # removed for good; only a tombstone and its events are left
+
+
+class Review(StrEnum):
+    """What a person said of a memory that is to serve, or of its answer in place of a plain one."""
+
+    WAITING = "waiting"  # they were asked
+    APPROVED = "approved"  # it may serve; its answer is the right one
+    REJECTED = "rejected"  # it may not; the plain answer is
+
+
+AWAITS_REVIEW = "awaits review"
+"""Why a memory is a candidate that only a person keeps from serving."""
 
 
 class JobState(StrEnum):
@@ -389,6 +402,7 @@ class MemoryRecord:
     fixed: int = 0
     broken: int = 0
     final_vote_share: float = 0.0
+    review: Review | None = None  # None: nobody was asked, or it was changed in another way since
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -464,6 +478,8 @@ class UseRecord:
     feedback_effect: Effect | None = None  # what that says of the memory; None: nothing
     feedback_at: datetime | None = None
     tier: Tier | None = None  # None: of before there were tiers
+    review: Review | None = None  # of the memory's answer in place of the plain one; None: nobody was asked
+    review_note: str | None = None  # why a person chose as they did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

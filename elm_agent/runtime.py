@@ -387,7 +387,7 @@ def _gate(settings: Settings, model: LanguageModel, task: Task) -> Gate:
     chosen = settings.admission
     probe = _probe(settings, model, task) if chosen.probe else None
     bounds = {name: getattr(chosen, name) for name in Rules.__dataclass_fields__}
-    return Gate(rules=Rules(**bounds), probe=probe)
+    return Gate(rules=Rules(**bounds), probe=probe, review=settings.review.memories)
 
 
 def _probe(settings: Settings, model: LanguageModel, task: Task) -> Probe:

@@ -241,6 +241,17 @@ class BudgetSettings(_Section):
     )
 
 
+class ReviewSettings(_Section):
+    """What a person decides before it takes effect; all off by default."""
+
+    memories: bool = Field(False, description="a trained memory stays a candidate until somebody approves it")
+    overrides: Literal["off", "interrupt", "queue"] = Field(
+        "off",
+        description="a memory's answer that another plain one stands against: returned (paper), asked about in the "
+        "graph before, or queued while the plain one is returned",
+    )
+
+
 class VerificationSettings(_Section):
     """How two different answers are judged (METHOD section 3)."""
 
@@ -430,6 +441,7 @@ class Settings(BaseSettings):
     admission: AdmissionSettings = AdmissionSettings()
     abstention: AbstentionSettings = AbstentionSettings()
     budget: BudgetSettings = BudgetSettings()
+    review: ReviewSettings = ReviewSettings()
     verification: VerificationSettings = VerificationSettings()
     worker: WorkerSettings = WorkerSettings()
     encryption: EncryptionSettings = EncryptionSettings()

@@ -34,6 +34,7 @@ from elm_agent.cli import (
     memories,
     models,
     packs,
+    review,
     run,
     serve,
     web,
@@ -176,6 +177,7 @@ app.command("mcp")(shared(serve.mcp))
 app.command("web")(shared(web.web))
 app.add_typer(jobs.app)
 app.add_typer(memories.app)
+app.add_typer(review.app)
 app.command("maintain")(shared(maintain.maintain))
 app.command("forget")(shared(forget.forget))
 app.command("export")(shared(packs.export))

@@ -12,7 +12,7 @@ from typing import Any
 
 from elm_agent.errors import TrainingError
 from elm_agent.protocols import Trained
-from elm_agent.records import MemoryState, StepRecord
+from elm_agent.records import MemoryState, Review, StepRecord
 
 _WORST = (MemoryState.QUARANTINED, MemoryState.CANDIDATE)  # what a memory becomes that fails, the graver first
 
@@ -74,12 +74,16 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:
-    """What becomes of a memory, and why. ``findings`` and ``probe``: the evidence, in the order it was looked at."""
+    """What becomes of a memory, and why. ``findings`` and ``probe``: the evidence, in the order it was looked at.
+
+    ``review``: WAITING for what nothing speaks against and a person is to look at.
+    """
 
     state: MemoryState
     reason: str | None
     findings: tuple[Finding, ...] = ()
     probe: ProbeResult | None = None
+    review: Review | None = None
 
     def detail(self) -> dict[str, Any]:
         """For the ledger, where it stays for ever: numbers and names alone. Empty when nothing was asked."""
@@ -91,6 +95,8 @@ class Ruling:
             }
         if self.probe is not None:
             told["probe"] = asdict(self.probe) | {"before": self.probe.before, "after": self.probe.after}
+        if self.review is not None:
+            told["review"] = self.review.value
         return told
 
 

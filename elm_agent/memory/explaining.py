@@ -116,6 +116,8 @@ def why(route: Route, reason: str | None, *, verifier: str, memory: float | None
             said = "the way over the memory failed, so the plain answer stands"
         case Route.MEMORY_ALONE:
             said = "only the memory's answer was generated"
+        case Route.DEFERRED:
+            said = "the plain answer was taken for now"
         case Route.MEMORY | Route.ZERO_SHOT:
             said = _compared(route, verifier, memory, zero_shot)
     return said if reason is None else f"{said}: {reason}"
@@ -131,4 +133,6 @@ def _compared(route: Route, verifier: str, memory: float | None, zero_shot: floa
     taken = "the memory's answer was taken" if route is Route.MEMORY else "the plain answer was taken"
     if memory is None or zero_shot is None:
         return f"{taken} without asking the verifier"
-    return f"{taken}, for verifier {verifier!r} gave the memory's {memory:.4g} and the plain one {zero_shot:.4g}"
+    borne = memory > zero_shot if route is Route.MEMORY else memory <= zero_shot  # a vote or a person may differ
+    gave = f"verifier {verifier!r} gave the memory's {memory:.4g} and the plain one {zero_shot:.4g}"
+    return f"{taken}, {'for' if borne else 'though'} {gave}"

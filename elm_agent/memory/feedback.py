@@ -98,7 +98,7 @@ def effect_of(use: UseRecord, feedback: Feedback, right: str | None, task: Task)
         return _effect_alone(feedback)
     if use.route is Route.AGREED:
         return Effect.SAME
-    if use.route not in (Route.MEMORY, Route.ZERO_SHOT) or use.memory_answer == use.zero_shot_answer:
+    if use.route not in (Route.MEMORY, Route.ZERO_SHOT, Route.DEFERRED) or use.memory_answer == use.zero_shot_answer:
         return None  # the memory gave no answer, or nobody could compare
     good = feedback is Feedback.RIGHT
     if use.route is Route.MEMORY:
@@ -115,7 +115,8 @@ def _effect_of_answer(use: UseRecord, feedback: Feedback, right: str, task: Task
         raise InputError(f"{what} means something else: say wrong, or leave the answer out")
     if use.route is Route.MEMORY_ALONE:
         return _effect_alone(feedback)
-    if use.memory_answer is None and use.route not in (Route.MEMORY, Route.ZERO_SHOT, Route.AGREED):
+    compared = (Route.MEMORY, Route.ZERO_SHOT, Route.DEFERRED, Route.AGREED)
+    if use.memory_answer is None and use.route not in compared:
         return None
     memory, plain = _same(use.memory_answer, right, task), _same(use.zero_shot_answer, right, task)
     if memory == plain:

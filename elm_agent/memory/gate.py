@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import JobCancelled, LeaseLost
 from elm_agent.memory.admission import Rules, Ruling, of_curve, of_probe, of_training, ruling
 from elm_agent.memory.answering import describe
 from elm_agent.protocols import Observer, Trained
-from elm_agent.records import JobRecord, MemoryState, Recipe, StepRecord
+from elm_agent.records import AWAITS_REVIEW, JobRecord, MemoryState, Recipe, Review, StepRecord
 
 if TYPE_CHECKING:
     from elm_agent.memory.probe import Probe
@@ -36,10 +36,14 @@ def admit(curve: Sequence[StepRecord], recipe: Recipe) -> tuple[MemoryState, str
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """``rules``: what the training has to show. ``probe``: what it is tried with afterwards; None: nothing."""
+    """``rules``: what the training has to show. ``probe``: what it is tried with afterwards; None: nothing.
+
+    ``review``: whether what they admit waits for a person; what they do not admit, nobody is asked about.
+    """
 
     rules: Rules = field(default_factory=Rules)
     probe: Probe | None = None
+    review: bool = False
 
     def judge(
         self, bank: Bank, job: JobRecord, trained: Trained, *, observe: Observer, cancelled: Callable[[], bool]
@@ -52,6 +56,14 @@ class Gate:
             JobCancelled: ``cancelled()`` became true while it was probed.
             TrainingError: there is no step.
         """
+        found = self._judged(bank, job, trained, observe=observe, cancelled=cancelled)
+        if not self.review or found.state is not MemoryState.ACTIVE:
+            return found
+        return replace(found, state=MemoryState.CANDIDATE, reason=AWAITS_REVIEW, review=Review.WAITING)
+
+    def _judged(
+        self, bank: Bank, job: JobRecord, trained: Trained, *, observe: Observer, cancelled: Callable[[], bool]
+    ) -> Ruling:
         findings = of_training(trained, self.rules, min_vote_share=job.recipe.min_vote_share)
         first = ruling(findings)
         if self.rules == Rules() and self.probe is None:

@@ -59,6 +59,7 @@ def learn(
         state=ruling.state,
         reason=ruling.reason,
         admission=ruling.detail(),
+        review=ruling.review,
         observe=observe,
     )
 

@@ -28,6 +28,7 @@ from elm_agent.records import (
     MemoryState,
     ModelFingerprint,
     Recipe,
+    Review,
     UseOutcome,
     UseRecord,
     Vector,
@@ -46,6 +47,7 @@ from elm_agent.storage.posterior import HarmRule, Posterior, Weights, posterior
 from elm_agent.storage.purge import Forgotten, PurgeReport
 from elm_agent.storage.queue.jobs import JobQueue, Lease
 from elm_agent.storage.reader import BankReader, NamespaceInfo, read_record
+from elm_agent.storage.reviews import Reviews
 from elm_agent.storage.search import IndexChoice, Search
 from elm_agent.storage.sql import rows
 from elm_agent.storage.sql.database import Database
@@ -89,6 +91,7 @@ class Bank(BankReader):
         self._use_log = UseLog(database, self.vault)
         self.calibrations = Calibrations(database)
         self._harm = HarmWatch(database, self.vault, harm)
+        self.reviews = Reviews(database, self.vault, changed=self._feed_or_warn, used=self._watch)
         self.exact = exact or ExactIndex()
         self._search = Search(
             database, exact=self.exact, durable=durable, choice=index, exact_limit=exact_limit, vault=self.vault
@@ -133,11 +136,13 @@ class Bank(BankReader):
         state: MemoryState,
         reason: str | None,
         admission: Mapping[str, Any] | None = None,
+        review: Review | None = None,
         observe: Observer | None = None,
     ) -> MemoryRecord:
         """Make what a worker trained a memory, and its job done; all of it or nothing.
 
         ``admission``: on what grounds it has this state, for its ``gated`` event: names and numbers alone.
+        ``review``: WAITING for a candidate that a person is to look at; see ``storage.reviews``.
         ``observe`` is told the steps of ``LEARN_STEPS`` from "tensor.temporary" on.
 
         Raises:
@@ -149,7 +154,7 @@ class Bank(BankReader):
         """
         tell: Observer = observe or _silent
         namespace = lease.job.namespace
-        made = publish.Publication(lease, trained, task, model, recipe, state, reason, admission or {})
+        made = publish.Publication(lease, trained, task, model, recipe, state, reason, admission or {}, review)
         memory = publish.publish(self.database, self.tensors, self.vault, made, tell)
         tell("publish.committed", {"memory_id": memory.id})
         # 3. the derived index learns of it; if it cannot, the outbox still has it
@@ -353,6 +358,8 @@ class Bank(BankReader):
 
     def record_use(self, use: UseRecord, *, observe: Observer | None = None) -> None:
         """Note one retrieval; the same id twice is one use. ``observe`` is told the steps of ``USE_STEPS``.
+
+        A use whose answer a person has chosen is an event too.
 
         Raises ``NotFound`` for a memory that is not there or a namespace that is not bound, ``InputError`` for a
         memory of a namespace that is not shared.

@@ -42,5 +42,6 @@ def transition(
     memory.state = to.value
     memory.state_since = change.now
     memory.reason = sealed(change.vault, memory.namespace, reason)
+    memory.review = None  # whoever changed it knew better
     told = {"from": was.value, "to": to.value} | (detail or {})
     change.note(kind, memory, told, text=reason, reindex=True)

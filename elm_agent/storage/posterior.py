@@ -134,8 +134,8 @@ def shares(route: Route, outcome: UseOutcome, effect: Effect | None, *, verifier
     """
     if route is Route.FAILED_MEMORY and effect is None:  # nobody compared the memory's answer with the other
         return None
-    if outcome is UseOutcome.BOTH_RIGHT and route is Route.ZERO_SHOT:
-        return _OF_EFFECT[Effect.HURT]  # its answer was another than a right one; the verifier stood before it
+    if outcome is UseOutcome.BOTH_RIGHT and route in (Route.ZERO_SHOT, Route.DEFERRED):
+        return _OF_EFFECT[Effect.HURT]  # its answer was another than a right one; verifier or person stood before it
     if outcome is not UseOutcome.UNKNOWN:
         return _OF_EFFECT[_OF_OUTCOME[outcome]]
     if effect is not None:
@@ -143,7 +143,7 @@ def shares(route: Route, outcome: UseOutcome, effect: Effect | None, *, verifier
     match route:
         case Route.AGREED:
             return _OF_EFFECT[Effect.SAME]
-        case Route.MEMORY:
+        case Route.MEMORY | Route.DEFERRED:
             return verifier, 0.0, 0.0
         case Route.ZERO_SHOT:
             return 0.0, 0.0, verifier

@@ -23,6 +23,7 @@ from elm_agent.records import (
     MemoryState,
     ModelFingerprint,
     Recipe,
+    Review,
     Vector,
     new_id,
     question_digest,
@@ -56,6 +57,7 @@ class Publication:
     state: MemoryState
     reason: str | None
     admission: Mapping[str, Any] = field(default_factory=dict)
+    review: Review | None = None
 
     @property
     def namespace(self) -> str:
@@ -68,6 +70,7 @@ def publish(database: Database, tensors: TensorStore, vault: Vault, made: Public
 
     refuse_offline(made.recipe)
     check_trained(made.trained, made.state)
+    check_review(made.review, made.state)
     plain = to_bytes(check_kept(made.trained.prompt, made.recipe, made.model))
     with database.read() as session:
         refuse_readable(session, vault, made.namespace)
@@ -162,6 +165,12 @@ def check_trained(trained: Trained, state: MemoryState) -> None:
         check_vector(vector)
 
 
+def check_review(review: Review | None, state: MemoryState) -> None:
+    """Raise ``InputError`` unless it is a candidate that waits for a person, or nobody is asked."""
+    if review is not None and (review, state) != (Review.WAITING, MemoryState.CANDIDATE):
+        raise InputError(f"a new memory that waits for a review is a candidate; got {review} and {state}")
+
+
 def check_kept(memory: Kept | Weights, recipe: Recipe, model: ModelFingerprint) -> Kept:
     """The memory itself, or an ``InputError`` when it is not of its recipe's kind or not of its model's width."""
     from elm_agent.adapters import Weights
@@ -216,6 +225,7 @@ def new_memory(made: Publication, episode: Episode, tensor: str, content: str, v
         state=made.state.value,
         pinned=False,
         reason=sealed(vault, episode.namespace, made.reason),
+        review=made.review,
         question=vault.seal(episode.namespace, episode.question),
         question_digest=vault.blind(episode.namespace, question_digest(episode.question)),
         subject=lease.job.subject,

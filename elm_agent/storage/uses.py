@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from elm_agent.errors import NotFound
 from elm_agent.protocols import Observer
-from elm_agent.records import Effect, Feedback, UseOutcome, UseRecord
-from elm_agent.storage.ledger.changes import check_still_here
+from elm_agent.records import Effect, EventKind, Feedback, Review, UseOutcome, UseRecord
+from elm_agent.storage.ledger.changes import Change, check_still_here, find_memory, lock_namespace
 from elm_agent.storage.sql.database import Database
 from elm_agent.storage.sql.faults import Refused
 from elm_agent.storage.sql.rows import sealed, use_record, use_values
@@ -18,6 +18,7 @@ from elm_agent.storage.sql.schema import MemoryRow, NamespaceRow, UseRow
 from elm_agent.storage.vault.base import Vault
 from elm_agent.storage.vault.guard import refuse_readable
 
+ACTOR = "agent"
 FEEDBACK_STEPS = ("feedback.before_commit", "feedback.committed")
 USE_STEPS = ("use.before_commit", "use.committed", "outcome.before_commit", "outcome.committed")
 """Told to an observer, with the ``use_id``; a crash is tested at each of them."""
@@ -48,14 +49,19 @@ class UseLog:
         self._vault = vault
 
     def record(self, use: UseRecord, tell: Observer) -> None:
-        """Add one use; the same id twice is one use.
+        """Add one use; the same id twice is one use. One whose answer a person has chosen is an event, too.
 
         Raises ``NotFound`` for a memory that is not there, or a namespace that is not bound; ``VaultLocked``.
         """
         values = use_values(use, self._vault)
+        chosen = use.review in (Review.APPROVED, Review.REJECTED)
         try:
             with self._database.write() as session:
-                self._database.add_once(session, UseRow, values, ["namespace", "id"])
+                owner = lock_namespace(session, use.namespace) if chosen else None  # before its rows, as every event
+                new = self._database.add_once(session, UseRow, values, ["namespace", "id"])
+                if new and owner is not None:
+                    change = Change(session, owner, ACTOR, self._database.now(session), self._vault)
+                    note_choice(change, use)
                 check_still_here(session, values["memory_namespace"])
                 refuse_readable(session, self._vault, use.namespace)
                 tell("use.before_commit", {"use_id": use.id})
@@ -97,7 +103,7 @@ class UseLog:
         Raises ``NotFound``, ``VaultLocked``.
         """
         with self._database.write() as session:
-            row = _found(session, namespace, use_id, lock=True)
+            row = find_use(session, namespace, use_id, lock=True)
             before = use_record(row, self._vault)
             if (before.feedback, before.feedback_answer) != (feedback, answer):
                 refuse_readable(session, self._vault, namespace)
@@ -115,7 +121,7 @@ class UseLog:
     def get(self, namespace: str, use_id: str) -> UseRecord:
         """Raises ``NotFound``, also for a use of another namespace."""
         with self._database.read() as session:
-            return use_record(_found(session, namespace, use_id), self._vault)
+            return use_record(find_use(session, namespace, use_id), self._vault)
 
     def _check_bound(self, namespace: str) -> None:
         with self._database.read() as session:
@@ -137,7 +143,7 @@ class UseLog:
             return [use_record(row, self._vault) for row in session.scalars(query)]
 
 
-def _found(session: Session, namespace: str, use_id: str, *, lock: bool = False) -> UseRow:
+def find_use(session: Session, namespace: str, use_id: str, *, lock: bool = False) -> UseRow:
     row = session.get(UseRow, (namespace, use_id), with_for_update=lock or None)
     if row is None:
         raise NotFound(
@@ -145,6 +151,19 @@ def _found(session: Session, namespace: str, use_id: str, *, lock: bool = False)
             "answer had a memory, `elm-agent memories why ID` lists those of one"
         )
     return row
+
+
+def note_choice(change: Change, use: UseRecord) -> None:
+    """An event: a person chose between the two answers of a use, or took that back. Why they did stays with the use.
+
+    Of the memory, or of the namespace alone where the memory is another's, which is only read.
+    """
+    detail = {"review": str(use.review), "use_id": use.id}
+    if use.memory_namespace in ("", use.namespace):
+        change.note(EventKind.REVIEWED, find_memory(change.session, use.namespace, use.memory_id), detail)
+    else:
+        of = {"memory_id": use.memory_id, "memory_namespace": use.memory_namespace}
+        change.note(EventKind.REVIEWED, None, detail | of)
 
 
 def count_uses(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:

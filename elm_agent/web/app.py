@@ -35,7 +35,7 @@ from elm_agent.web.desk import Desk
 from elm_agent.web.forms import Forged, TooMuch, fields_of
 from elm_agent.web.guard import Guard
 from elm_agent.web.sessions import Sessions
-from elm_agent.web.views import flow, jobs, ledger, map_, memories, memory, overview, signing, vectors
+from elm_agent.web.views import flow, jobs, ledger, map_, memories, memory, overview, review, signing, vectors
 from elm_agent.web.walls import NotAllowed, Walls
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ def _routes(desk: Desk) -> list[Route | Mount]:
         get(f"{of}/memories/{{memory_id}}/vectors", vectors.show),
         post(f"{of}/memories/{{memory_id}}/try", vectors.try_out),
         post(f"{of}/memories/{{memory_id}}/{{action}}", memory.change),
+        get(f"{of}/review", review.show),
+        get(f"{of}/review/{{id}}", review.show_one),
+        post(f"{of}/review/{{id}}/{{action}}", review.change),
         get(f"{of}/jobs", jobs.show),
         get(f"{of}/jobs.json", jobs.look),
         get(f"{of}/jobs/{{job_id}}", jobs.show_one),

@@ -21,6 +21,7 @@ from elm_agent.records import (
     KeyKind,
     MemoryRecord,
     MemoryState,
+    Review,
     UseOutcome,
     UseRecord,
     utcnow,
@@ -30,6 +31,7 @@ from elm_agent.storage.bank import Bank, Lease
 from elm_agent.storage.ledger import chain
 from elm_agent.storage.packs.transfer import export_pack
 from elm_agent.storage.queue.jobs import JobQueue
+from elm_agent.storage.reviews import Reviews
 from elm_agent.storage.vault.encrypted import EncryptedVault
 from elm_agent.storage.vault.rotation import rotate_data
 from elm_agent.testing.doubles import key_of
@@ -150,6 +152,13 @@ PROBES: dict[str, Callable[[Asked], Any]] = {
     "Bank.note_feedback": lambda a: a.bank.note_feedback(a.name, a.use_id, Feedback.WRONG, answer="mine"),
     "Bank.posteriors": lambda a: list(a.bank.posteriors(a.name, [(a.name, a.id)]).values()),
     "Bank.posteriors abroad": lambda a: a.bank.posteriors(a.name, [(OTHER, a.id)]),
+    "Reviews.count": lambda a: a.bank.reviews.count(a.name),
+    "Reviews.memories": lambda a: a.bank.reviews.memories(a.name),
+    "Reviews.answers": lambda a: a.bank.reviews.answers(a.name),
+    "Reviews.decide_memory": lambda a: a.bank.reviews.decide_memory(a.name, a.id, Review.REJECTED, actor=ACTOR),
+    "Reviews.reopen_memory": lambda a: a.bank.reviews.reopen_memory(a.name, a.id, actor=ACTOR),
+    "Reviews.decide_answer": lambda a: a.bank.reviews.decide_answer(a.name, a.use_id, Review.APPROVED, actor=ACTOR),
+    "Reviews.reopen_answer": lambda a: a.bank.reviews.reopen_answer(a.name, a.use_id, actor=ACTOR),
     "Bank.nearest": _nearest,
     "Bank.nearest shared": lambda a: _nearest(a, shared=[OTHER]),
     "Bank.scrub_indexes": lambda a: a.bank.scrub_indexes(a.name),
@@ -184,6 +193,7 @@ NO_NAMESPACE = {
     "Bank.feed": "brings the index of every namespace up to date",
     "Bank.uses_durable": "of the bank as a whole",
     "Bank.close": "of the bank as a whole",
+    "Reviews.waiting": "names and counts of all, for whoever runs the bank",
     "JobQueue.idle": "for a worker, which serves every namespace",
     "JobQueue.depth": "for a worker, which serves every namespace",
     "JobQueue.counts": "numbers of the whole queue",
@@ -198,10 +208,10 @@ NO_NAMESPACE = {
 
 
 def public_methods() -> dict[str, Callable[..., Any]]:
-    """Every public method of the four, what they inherit included, by ``Class.method``."""
+    """Every public method of the five, what they inherit included, by ``Class.method``."""
     return {
         f"{kind.__name__}.{name}": method
-        for kind in (Bank, JobQueue, TensorStore, KeyIndex)
+        for kind in (Bank, Reviews, JobQueue, TensorStore, KeyIndex)
         for name, method in inspect.getmembers(kind, inspect.isfunction)
         if not name.startswith("_")
     }

@@ -4,10 +4,13 @@ from elm_agent.integrations.langgraph.forms import make_nodes
 from elm_agent.integrations.langgraph.graph import build_graph, draw_graph
 from elm_agent.integrations.langgraph.lazy import shared_runtime
 from elm_agent.integrations.langgraph.messages import build_messages_graph
+from elm_agent.integrations.langgraph.reviewing import OverrideAsked, OverrideDecision
 from elm_agent.integrations.langgraph.state import Answer, Question, RunContext, State
 
 __all__ = [
     "Answer",
+    "OverrideAsked",
+    "OverrideDecision",
     "Question",
     "RunContext",
     "State",

@@ -30,7 +30,10 @@ def tier_of(runtime: Runtime, question: str, options: Options, found: Recall) ->
         worth = runtime.bank.posteriors(options["namespace"], [home], runtime.ranking.weights)[home]
         chances = [one.chance for one in found.considered if (one.hit.namespace, one.hit.memory_id) == home]
         chance = chances[0] if chances else None
-    return choose(question, worth, runtime.budget, wanted=wanted, chance=chance)
+    chosen = choose(question, worth, runtime.budget, wanted=wanted, chance=chance)
+    if chosen.tier is Tier.CHEAP and options.get("review", "off") != "off":
+        return replace(chosen, tier=Tier.NORMAL, reason="a person may be asked, so there is a plain answer to choose")
+    return chosen
 
 
 def routed(runtime: Runtime, state: State, late_zero_shot: Callable[[], CandidateState]) -> Update:

@@ -32,6 +32,7 @@ def make_nodes(runtime: Runtime | Callable[[], Runtime]) -> dict[str, Node]:
         "generate_with_memory": _generation_with_memory(get),
         "generate_zero_shot": _generation_zero_shot(get),
         "verify_and_route": _simple(get, nodes.verify_and_route),
+        "review_override": _review(get),
         "consolidate": _simple(get, nodes.consolidate),
     }
 
@@ -45,6 +46,18 @@ def _simple(get: Callable[[], Runtime], function: Callable[[Runtime, State], Upd
         return await asyncio.to_thread(run, state)
 
     return RunnableLambda(run, afunc=arun, name=function.__name__)
+
+
+def _review(get: Callable[[], Runtime]) -> Node:
+    """Unwatched: a run that waits for a person has not failed, and its time is not the agent's."""
+
+    def run(state: State) -> Update:
+        return nodes.review_override(get(), state)
+
+    async def arun(state: State) -> Update:
+        return await asyncio.to_thread(run, state)
+
+    return RunnableLambda(run, afunc=arun, name="review_override")
 
 
 def _generation_zero_shot(get: Callable[[], Runtime]) -> Node:

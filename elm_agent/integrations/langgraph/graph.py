@@ -1,4 +1,7 @@
-"""The graph: retrieve, answer twice at once, choose, queue the learning. Wires nodes; decides nothing itself."""
+"""The graph: retrieve, answer twice at once, choose, ask a person where that is wanted, queue the learning.
+
+Wires nodes; decides nothing itself.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,18 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 
 from elm_agent.integrations.langgraph.forms import make_nodes
-from elm_agent.integrations.langgraph.nodes import Update, plan
+from elm_agent.integrations.langgraph.nodes import Update, onward, plan
 from elm_agent.integrations.langgraph.state import Answer, Question, RunContext, State
 from elm_agent.runtime import Runtime
 
-NAMES = ("retrieve_memory", "generate_with_memory", "generate_zero_shot", "verify_and_route", "consolidate")
+NAMES = (
+    "retrieve_memory",
+    "generate_with_memory",
+    "generate_zero_shot",
+    "verify_and_route",
+    "review_override",
+    "consolidate",
+)
 
 Compiled = CompiledStateGraph[State, RunContext, Question, Answer]
 
@@ -45,7 +55,8 @@ def _wire(nodes: Mapping[str, Runnable[State, Update]]) -> StateGraph[State, Run
     graph.add_conditional_edges("retrieve_memory", plan, ["generate_with_memory", "generate_zero_shot"])
     graph.add_edge("generate_with_memory", "verify_and_route")
     graph.add_edge("generate_zero_shot", "verify_and_route")
-    graph.add_edge("verify_and_route", "consolidate")
+    graph.add_conditional_edges("verify_and_route", onward, ["review_override", "consolidate"])
+    graph.add_edge("review_override", "consolidate")
     graph.add_edge("consolidate", END)
     return graph
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from langgraph.config import get_stream_writer
 from langgraph.runtime import get_runtime
 
-from elm_agent.integrations.langgraph import choosing
+from elm_agent.integrations.langgraph import choosing, reviewing
 from elm_agent.integrations.langgraph.choosing import joined
 from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
 from elm_agent.integrations.langgraph.tracing import trace
@@ -48,6 +48,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
     options = resolve_options(context, runtime.settings, subject=state.get("subject"))
     if defaults is not None:
         options["tier"] = "normal"
+    options["review"] = reviewing.mode_of(options.get("review", "off"), alone=defaults is not None)
     update: Update = {
         "options": options,
         "answer_id": new_id("ans"),
@@ -63,6 +64,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
         "tier": Tier.NORMAL.value,
         "abstention": None,
         "budget": {},
+        "decision": None,
     }
     try:
         runtime.bind(options["namespace"])
@@ -176,6 +178,8 @@ def verify_and_route(runtime: Runtime, state: State) -> Update:
     routed = choosing.routed(runtime, state, partial(_late_zero_shot, runtime, state))
     # made here and kept by the checkpointer: consolidating again notes the same use
     update = routed | {"use_id": None if state["memory_id"] is None else new_id("use")}
+    if state["options"].get("review") == "queue" and reviewing.overrides(update):
+        update |= reviewing.deferred(update)
     if state["options"].get("explain", False):
         update["explanation"] = choosing.explained(runtime, state, update)
     elif state.get("explanation"):
@@ -190,6 +194,27 @@ def verify_and_route(runtime: Runtime, state: State) -> Update:
         memory_score=None if memory is None else memory["score"],
         zero_shot_score=None if zero_shot is None else zero_shot["score"],
     )
+    return update
+
+
+def onward(state: State) -> str:
+    """The node after routing: a person is asked, where that was wanted and there is something to ask about."""
+    if state["options"].get("review") == "interrupt" and reviewing.overrides(cast(Update, state)):
+        return "review_override"
+    return "consolidate"
+
+
+def review_override(runtime: Runtime, state: State) -> Update:
+    """Ask a person which of the two answers is returned. Resumed, the node runs again from here, and no other does.
+
+    Raises ``InputError`` for an answer that is none; the question still waits.
+    """
+    decision = reviewing.asked(runtime, state)
+    update = reviewing.decided(state, decision)
+    if state["options"].get("explain", False):
+        update["explanation"] = choosing.explained(runtime, state, update)
+    trace(namespace=state["options"]["namespace"], memory_id=state["memory_id"], route=update["route"])
+    _emit("elm.reviewed", choice=decision.choice, route=update["route"], answer=update["answer"])
     return update
 
 
@@ -256,7 +281,7 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
     assert state["use_id"] is not None
     assert state["memory_id"] is not None
     memory, zero_shot = state["candidates"]["memory"], state["candidates"]["zero_shot"]
-    return UseRecord(
+    use = UseRecord(
         id=state["use_id"],
         namespace=state["options"]["namespace"],
         memory_id=state["memory_id"],
@@ -274,6 +299,7 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
         outcome=UseOutcome.UNKNOWN,
         created_at=utcnow(),
     )
+    return reviewing.reviewed(use, state)
 
 
 def show_candidate(source: str, made: Candidate) -> CandidateState:

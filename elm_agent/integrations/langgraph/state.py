@@ -13,6 +13,8 @@ from elm_agent.memory.answering import check_subject
 from elm_agent.memory.tiers import Wanted
 from elm_agent.settings import Settings, check_namespace
 
+REVIEWS = ("off", "interrupt", "queue")
+
 
 class Question(TypedDict):
     """Input. ``subject``: whose experience this is, so that it can be forgotten; wins over that of the context."""
@@ -27,6 +29,8 @@ class RunContext(TypedDict, total=False):
     ``pieces``: also emit each piece of both candidates' text as it is drawn, as ``elm.piece``.
     ``explain``: also return why the answer is what it is, as ``explanation``.
     ``tier``: "auto", "cheap", "normal" or "thorough"; see ``memory.tiers``.
+    ``review``: "off", "interrupt" or "queue": whether a person is asked before a memory's answer takes the place of
+    another plain one.
     """
 
     namespace: str
@@ -37,6 +41,7 @@ class RunContext(TypedDict, total=False):
     pieces: bool
     explain: bool
     tier: str
+    review: str
 
 
 class CandidateState(TypedDict):
@@ -87,7 +92,15 @@ class Options(TypedDict):
     pieces: NotRequired[bool]  # runs that were checkpointed by earlier versions have none
     explain: NotRequired[bool]
     tier: NotRequired[Wanted]
+    review: NotRequired[str]  # as in the context; "interrupt" only where the run can be resumed
     manual_threshold: NotRequired[bool]  # whether somebody set ``min_similarity``: then it alone decides
+
+
+class Decided(TypedDict):
+    """What a person said when they were asked: "memory" or "zero_shot", and why."""
+
+    choice: str
+    note: str | None
 
 
 class State(Question, Answer):
@@ -103,6 +116,7 @@ class State(Question, Answer):
     abstention: NotRequired[dict[str, Any] | None]  # likewise
     tier: NotRequired[str]  # a ``records.Tier``: what the answer costs
     budget: NotRequired[dict[str, Any]]  # why the tier, in plain values
+    decision: NotRequired[Decided | None]  # a person's, of this question
 
 
 def resolve_options(context: object, settings: Settings, *, subject: object = None) -> Options:
@@ -122,6 +136,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         "pieces": False,
         "explain": False,
         "tier": settings.budget.tier,
+        "review": settings.review.overrides,
     }
     manual = settings.retrieval.min_similarity > -1 or (isinstance(context, Mapping) and "min_similarity" in context)
     if isinstance(context, Mapping):
@@ -135,6 +150,8 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
             raise InputError(f"context {key!r} is true or false; got {options[key]!r:.80}")
     if options["tier"] not in get_args(Wanted):
         raise InputError(f"context 'tier' is one of {', '.join(get_args(Wanted))}; got {options['tier']!r:.80}")
+    if options["review"] not in REVIEWS:
+        raise InputError(f"context 'review' is one of {', '.join(REVIEWS)}; got {options['review']!r:.80}")
     if not isinstance(options["namespace"], str):
         raise InputError(f"context 'namespace' is a name; got {options['namespace']!r:.80}")
     if subject is not None:
@@ -151,5 +168,6 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         pieces=options["pieces"],
         explain=options["explain"],
         tier=options["tier"],
+        review=options["review"],
         manual_threshold=manual,
     )

@@ -29,6 +29,7 @@ PAGE = 200
 _BECOMES = {
     EventKind.CREATED: MemoryState.CANDIDATE,
     EventKind.IMPORTED: MemoryState.CANDIDATE,
+    EventKind.GATED: MemoryState.CANDIDATE,  # what it lets serve is activated next
     EventKind.ACTIVATED: MemoryState.ACTIVE,
     EventKind.RESTORED: MemoryState.ACTIVE,
     EventKind.QUARANTINED: MemoryState.QUARANTINED,

@@ -24,6 +24,7 @@ from elm_agent.records import (
     MemoryState,
     ModelFingerprint,
     Recipe,
+    Review,
     Rollout,
     Route,
     StepRecord,
@@ -69,9 +70,12 @@ def fingerprint_of(row: NamespaceRow) -> ModelFingerprint:
 def memory_record(row: MemoryRow, vault: Vault, uses: int, fixed: int, broken: int) -> MemoryRecord:
     return MemoryRecord(
         **_columns(
-            row, MemoryRecord, skip={"state", "model", "recipe", "question", "reason", "uses", "fixed", "broken"}
+            row,
+            MemoryRecord,
+            skip={"state", "model", "recipe", "question", "reason", "review", "uses", "fixed", "broken"},
         ),
         state=MemoryState(row.state),
+        review=None if row.review is None else Review(row.review),
         model=ModelFingerprint(**row.model),
         recipe=Recipe(**row.recipe),
         question=vault.open(row.namespace, row.question),
@@ -124,8 +128,8 @@ def job_record(row: JobRow, vault: Vault) -> JobRecord:
     )
 
 
-_USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer", "feedback_answer")
-_USE_WORDS = ("key_kind", "route", "outcome", "feedback", "feedback_effect", "tier")
+_USE_TEXTS = ("question", "reason", "answer", "memory_answer", "zero_shot_answer", "feedback_answer", "review_note")
+_USE_WORDS = ("key_kind", "route", "outcome", "feedback", "feedback_effect", "tier", "review")
 
 
 @_whole
@@ -141,6 +145,7 @@ def use_record(row: UseRow, vault: Vault) -> UseRecord:
         feedback=None if row.feedback is None else Feedback(row.feedback),
         feedback_effect=None if row.feedback_effect is None else Effect(row.feedback_effect),
         tier=None if row.tier is None else Tier(row.tier),
+        review=None if row.review is None else Review(row.review),
     )
 
 

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from elm_agent.storage.sql.faults import Damaged
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test compares it with the migrations themselves."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -160,6 +160,7 @@ class MemoryRow(Base):
 
     ``subject``: whose experience it is, so that it can be forgotten. ``origin``: "local", or the pack it came in.
     ``tensor_digest`` names the stored bytes, ``content_digest`` the prompt itself: they differ where it is sealed.
+    ``review``: see ``records.Review``.
     """
 
     __tablename__ = "memories"
@@ -197,6 +198,7 @@ class MemoryRow(Base):
     final_vote_share: Mapped[float]
     revision: Mapped[int] = mapped_column(BigInteger)
     valid_until: Mapped[datetime | None]
+    review: Mapped[str | None] = mapped_column(Word)
     state_since: Mapped[datetime]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
@@ -299,8 +301,22 @@ class UseRow(Base):
     feedback_effect: Mapped[str | None] = mapped_column(Word)
     feedback_at: Mapped[datetime | None]
     tier: Mapped[str | None] = mapped_column(Word)
+    review: Mapped[str | None] = mapped_column(Word)
+    review_note: Mapped[str | None] = mapped_column(Words)
     ledgered: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime]
+
+
+# What waits for a person, and what they said: few rows of many, in the order in which they came.
+for _row in (MemoryRow, UseRow):
+    Index(
+        f"ix_{_row.__tablename__}_review",
+        _row.namespace,
+        _row.review,
+        _row.id,
+        sqlite_where=_row.review.is_not(None),
+        postgresql_where=_row.review.is_not(None),
+    )
 
 
 class CalibrationRow(Base):

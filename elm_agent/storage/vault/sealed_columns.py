@@ -101,7 +101,7 @@ JOBS = SealedTable(
 USES = SealedTable(
     UseRow,
     "id",
-    ("question", "reason", "answer", "memory_answer", "zero_shot_answer", "feedback_answer"),
+    ("question", "reason", "answer", "memory_answer", "zero_shot_answer", "feedback_answer", "review_note"),
     blinded=("subject",),
 )
 EVENTS = SealedTable(EventRow, "revision", ("note", "salt"))

@@ -26,6 +26,7 @@ def show(desk: Desk, request: Request) -> Response:
         more=len(infos) - MOST,
         name=wanted,
         counts=counts,
+        waiting=desk.bank.reviews.waiting(),
         states=list(MemoryState),
         jobs=jobs,
         job_states=list(JobState),

@@ -163,9 +163,12 @@ def test_rows_of_the_second_schema_arrive_whole(second: Engine, database_url: st
     bank = Bank(Database.open(database_url), MemoryTensors(), index="exact", shared=["other"])
     assert version_of(second) == HEAD
     after = first_schema.rows(second)
-    for table in set(first_schema.TABLES) - {"namespaces", "uses"}:
+    for table in set(first_schema.TABLES) - {"namespaces", "uses", "memories"}:
         assert after[table] == before[table]
-    later = dict.fromkeys(("feedback", "feedback_answer", "feedback_effect", "feedback_at", "tier"))
+    assert after["memories"] == [memory | {"review": None} for memory in before["memories"]]
+    later = dict.fromkeys(
+        ("feedback", "feedback_answer", "feedback_effect", "feedback_at", "tier", "review", "review_note")
+    )
     housed_uses = [use | later for use in before["uses"] if use["namespace"] != "not usable/"]
     assert sorted(after["uses"], key=use_key) == sorted(housed_uses, key=use_key)
     assert [info.name for info in bank.namespaces()] == ["default", "never-bound", "other"]

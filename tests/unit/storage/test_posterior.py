@@ -50,6 +50,10 @@ def of(helped: int = 0, same: int = 0, hurt: int = 0) -> Posterior:
         (Route.AGREED, UNKNOWN, None, SAME),
         (Route.MEMORY, UNKNOWN, None, (0.25, 0.0, 0.0)),
         (Route.ZERO_SHOT, UNKNOWN, None, (0.0, 0.0, 0.25)),
+        # the verifier preferred the memory's, the plain one was returned
+        (Route.DEFERRED, UNKNOWN, None, (0.25, 0.0, 0.0)),
+        (Route.DEFERRED, UNKNOWN, Effect.HURT, HURT),
+        (Route.DEFERRED, UseOutcome.BOTH_RIGHT, None, HURT),
         # nothing was compared
         (Route.FAILED_MEMORY, UNKNOWN, None, None),
         (Route.FAILED_MEMORY, UseOutcome.BOTH_WRONG, None, None),
