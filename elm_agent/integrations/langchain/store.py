@@ -1,16 +1,17 @@
-"""The bank as a LangGraph store: its namespaces and memories can be listed, read and searched, and nothing written.
+"""The bank as a LangGraph store: its namespaces and memories can be listed, read and searched, and nothing put.
 
-Memories come of learning; what takes one out is the bank itself, or ``elm-agent memories``.
+Memories come of learning; one can be taken out of service where that was allowed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langgraph.store.base import (
     BaseStore,
@@ -29,8 +30,11 @@ from elm_agent.errors import InputError, NotFound
 from elm_agent.integrations.langchain.shown import is_readable, memory_values, nearest
 from elm_agent.integrations.langgraph.lazy import shared_runtime
 from elm_agent.memory.answering import check_question
-from elm_agent.records import MemoryRecord
+from elm_agent.records import MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
+
+if TYPE_CHECKING:
+    from elm_agent.storage.bank import NamespaceInfo
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "$eq": operator.eq,
@@ -42,34 +46,66 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 _CANDIDATES = 1000
 """Most memories that a search with a query looks at: the nearest ones."""
+ACTOR = "LangGraph store"
 
 
 class MemoryBankStore(BaseStore):
-    """A bank, read-only. The namespace ``("ada",)`` holds the memories of the bank's namespace ``ada``, keys are ids.
+    """A bank, read-mostly. Namespace ``("ada",)`` holds the memories of the bank's namespace ``ada``; keys are ids.
 
     ``search`` with a query finds the nearest active memories of one namespace; without one it goes through all,
-    newest first. ``put`` and ``delete`` raise ``InputError``.
+    newest first. ``put`` raises ``InputError``, and so does ``delete`` unless ``evicts``.
 
     Args:
         runtime: an open one, or a function that opens it at first use.
+        namespaces: those that the store shows, the others do not exist for it; None: all of the bank.
+        evicts: whether ``delete`` evicts a memory. It is used no more, is shown as retired, and can be restored.
     """
 
     supports_ttl = False
 
-    def __init__(self, runtime: Runtime | Callable[[], Runtime] = shared_runtime) -> None:
+    def __init__(
+        self,
+        runtime: Runtime | Callable[[], Runtime] = shared_runtime,
+        *,
+        namespaces: Collection[str] | None = None,
+        evicts: bool = False,
+    ) -> None:
         self._runtime = runtime
+        self._namespaces = None if namespaces is None else frozenset(namespaces)
+        self._evicts = evicts
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """All of the operations, in order; none is done if one of them would write."""
+        """All of the operations, in order; none is done if one of them would write what is not allowed."""
         wanted = list(ops)
         for op in wanted:
-            if isinstance(op, PutOp):
+            if isinstance(op, PutOp) and not (self._evicts and op.value is None):
                 raise _refusal(op)
-        runtime = self._runtime() if callable(self._runtime) else self._runtime
-        return [_done(runtime, op) for op in wanted]
+        view = _View(self._runtime() if callable(self._runtime) else self._runtime, self._namespaces)
+        return [_done(view, op) for op in wanted]
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         return await asyncio.to_thread(self.batch, ops)
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """A runtime, and which namespaces of its bank are shown; None: all."""
+
+    runtime: Runtime
+    names: frozenset[str] | None
+
+    def namespaces(self) -> list[NamespaceInfo]:
+        return [info for info in self.runtime.bank.namespaces() if self.names is None or info.name in self.names]
+
+    def memory(self, namespace: tuple[str, ...], key: str) -> MemoryRecord | None:
+        """None for one that is not there, was purged, or may not be seen."""
+        if len(namespace) != 1 or (self.names is not None and namespace[0] not in self.names):
+            return None
+        try:
+            memory = self.runtime.bank.memory(namespace[0], key)
+        except NotFound:
+            return None
+        return memory if is_readable(memory) else None
 
 
 def _refusal(op: PutOp) -> InputError:
@@ -77,7 +113,7 @@ def _refusal(op: PutOp) -> InputError:
     if op.value is None:
         return InputError(
             f"memory {op.key!r:.80} of {where!r:.80} cannot be deleted through the store: evict it, which can be "
-            "undone, with `elm-agent memories evict`"
+            "undone, with `elm-agent memories evict`, or make the store with evicts=True"
         )
     return InputError(
         f"nothing can be put into {where!r:.80}: memories are written by learning alone; ask a question with "
@@ -85,29 +121,33 @@ def _refusal(op: PutOp) -> InputError:
     )
 
 
-def _done(runtime: Runtime, op: Op) -> Result:
+def _done(view: _View, op: Op) -> Result:
     match op:
         case GetOp():
-            return _get(runtime, op)
+            memory = view.memory(op.namespace, op.key)
+            return None if memory is None else Item(**_item(memory))
         case SearchOp():
-            return _search(runtime, op)
+            return _search(view, op)
         case ListNamespacesOp():
-            return _list_namespaces(runtime, op)
+            return _list_namespaces(view, op)
+        case PutOp():
+            _evict(view, op)
+            return None
     raise InputError(f"a store does not know the operation {type(op).__name__}")
 
 
-def _get(runtime: Runtime, op: GetOp) -> Item | None:
-    if len(op.namespace) != 1:
-        return None
-    try:
-        memory = runtime.bank.memory(op.namespace[0], op.key)
-    except NotFound:
-        return None
-    return Item(**_item(memory)) if is_readable(memory) else None
+def _evict(view: _View, op: PutOp) -> None:
+    """What is not there, or no more in service, is left as it is. Raises ``InputError`` for a pinned memory."""
+    memory = view.memory(op.namespace, op.key)
+    if memory is not None:
+        view.runtime.bank.transition(
+            memory.namespace, memory.id, MemoryState.RETIRED, actor=ACTOR, reason="deleted through the store"
+        )
 
 
-def _search(runtime: Runtime, op: SearchOp) -> list[SearchItem]:
-    found = [info for info in runtime.bank.namespaces() if op.namespace_prefix in ((), (info.name,))]
+def _search(view: _View, op: SearchOp) -> list[SearchItem]:
+    runtime = view.runtime
+    found = [info for info in view.namespaces() if op.namespace_prefix in ((), (info.name,))]
     items: Iterable[SearchItem]
     if op.query is None:
         items = (SearchItem(**_item(memory)) for info in found for memory in _all(runtime, info.name))
@@ -166,10 +206,10 @@ def _holds(value: Any, condition: Any) -> bool:
     return True
 
 
-def _list_namespaces(runtime: Runtime, op: ListNamespacesOp) -> list[tuple[str, ...]]:
+def _list_namespaces(view: _View, op: ListNamespacesOp) -> list[tuple[str, ...]]:
     names = sorted(
         info.name
-        for info in runtime.bank.namespaces()
+        for info in view.namespaces()
         if all(_matches(info.name, condition) for condition in op.match_conditions or ())
     )
     return [(name,) for name in names[op.offset : op.offset + op.limit]]

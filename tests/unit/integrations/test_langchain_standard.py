@@ -158,6 +158,16 @@ class _Ask:
         return {"question": QUESTIONS[0]}
 
 
+class _Feedback:
+    @property
+    def tool_constructor(self) -> BaseTool:
+        return _tool("give_feedback")
+
+    @property
+    def tool_invoke_params_example(self) -> dict[str, Any]:
+        return {"use_id": RUNTIMES["written"].bank.uses("default", limit=1)[0].id, "verdict": "right"}
+
+
 class TestRecallUnit(_Recall, ToolsUnitTests):
     pass
 
@@ -179,4 +189,12 @@ class TestAskUnit(_Ask, ToolsUnitTests):
 
 
 class TestAskIntegration(_Ask, ToolsIntegrationTests):
+    pass
+
+
+class TestFeedbackUnit(_Feedback, ToolsUnitTests):
+    pass
+
+
+class TestFeedbackIntegration(_Feedback, ToolsIntegrationTests):
     pass

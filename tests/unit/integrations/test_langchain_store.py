@@ -14,6 +14,7 @@ from langgraph.store.base import BaseStore, GetOp, PutOp
 from elm_agent import MemoryState
 from elm_agent.errors import InputError
 from elm_agent.integrations.langchain import ChatELM, MemoryBankStore
+from elm_agent.records import EventKind
 
 Open = Callable[..., Any]
 Learn = Callable[..., str]
@@ -107,6 +108,40 @@ async def test_nothing_is_written(filled: Any) -> None:
     with pytest.raises(InputError):
         store.batch([GetOp(("ada",), "mem_0"), PutOp(("ada",), "fact", {})])
     assert len(runtime.bank.events("ada")) == before
+
+
+async def test_what_may_not_be_seen_is_not_there(filled: Any) -> None:
+    runtime, _, ids = filled
+    store = MemoryBankStore(runtime, namespaces=["default"], evicts=True)
+    hidden = ids["What is 7 times 9?"]
+    assert store.list_namespaces() == [("default",)]
+    assert hidden not in {item.key for item in store.search(())}
+    assert hidden not in {item.key for item in store.search((), query="What is 7 times 9?")}
+    assert store.search(("ada",)) == store.search(("ada",), query="anything") == []
+    assert store.get(("ada",), hidden) is await store.aget(("ada",), hidden) is None
+    store.delete(("ada",), hidden)
+    assert runtime.bank.memory("ada", hidden).state is MemoryState.ACTIVE
+
+
+async def test_deleting_evicts_where_that_is_allowed(filled: Any) -> None:
+    runtime, _, ids = filled
+    store = MemoryBankStore(runtime, evicts=True)
+    memory_id = ids["What is 7 times 9?"]
+    await store.adelete(("ada",), memory_id)
+    store.delete(("ada",), memory_id)  # again, and what was never there: nothing happens
+    store.delete(("ada",), "mem_0")
+    store.delete(("nobody",), memory_id)
+    assert store.get(("ada",), memory_id).value["state"] == "retired"
+    assert store.search(("ada",), query="anything") == []
+    evicted = [event.actor for event in runtime.bank.events("ada", memory_id) if event.kind is EventKind.EVICTED]
+    assert evicted == ["LangGraph store"]
+    france = ids["Name the capital of France"]
+    runtime.bank.pin("default", france, True, actor="test")
+    with pytest.raises(InputError, match="is pinned"):
+        store.delete(("default",), france)
+    with pytest.raises(InputError, match="written by learning alone"):
+        store.batch([PutOp(("default",), ids["What is 7 times 8?"], None), PutOp(("default",), "fact", {})])
+    assert store.get(("default",), ids["What is 7 times 8?"]).value["state"] == "active"
 
 
 def test_tools_of_an_agent_see_it(filled: Any) -> None:
