@@ -39,6 +39,10 @@ Prompt = Annotated[
 Tokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer; default: the setting.")
 ]
+Together = Annotated[
+    int,
+    typer.Option("--together", min=1, help="Most seeds of a method, or questions if it learns nothing, at a time."),
+]
 
 
 def online(
@@ -51,13 +55,14 @@ def online(
     task_seed: TaskSeed = 0,
     prompt: Prompt = "short",
     max_new_tokens: Tokens = None,
+    together: Together = 8,
 ) -> None:
     """Answer a stream of questions, each with what was learned from those before it.
 
     The same command goes on where a stopped run ended; more methods and seeds may be added to it.
     """
     given = _given(tasks, methods, seeds, limit=limit, task_seed=task_seed, prompt=prompt)
-    _run(options, out, max_new_tokens, protocol="online", **given)
+    _run(options, out, max_new_tokens, together, protocol="online", **given)
 
 
 def offline(
@@ -70,10 +75,11 @@ def offline(
     task_seed: TaskSeed = 0,
     prompt: Prompt = "short",
     max_new_tokens: Tokens = None,
+    together: Together = 8,
 ) -> None:
     """Make a memory of each question alone and put it before every question: the matrix of memory by question."""
     given = _given(tasks, methods, seeds, limit=limit, task_seed=task_seed, prompt=prompt)
-    _run(options, out, max_new_tokens, protocol="offline", **given)
+    _run(options, out, max_new_tokens, together, protocol="offline", **given)
 
 
 def transfer(
@@ -87,10 +93,11 @@ def transfer(
     task_seed: TaskSeed = 0,
     prompt: Prompt = "short",
     max_new_tokens: Tokens = None,
+    together: Together = 8,
 ) -> None:
     """Learn from one task online, then answer another one with what was learned, and learn nothing more."""
     given = _given(tasks, methods, seeds, limit=limit, task_seed=task_seed, prompt=prompt)
-    _run(options, out, max_new_tokens, protocol="transfer", sources=_words(source), **given)
+    _run(options, out, max_new_tokens, together, protocol="transfer", sources=_words(source), **given)
 
 
 def _given(tasks: str, methods: str, seeds: str, **rest: Any) -> dict[str, Any]:
@@ -98,7 +105,9 @@ def _given(tasks: str, methods: str, seeds: str, **rest: Any) -> dict[str, Any]:
     return {"tasks": _words(tasks), "methods": _words(methods), "seeds": _numbers(seeds), **rest}
 
 
-def _run(options: Shared, out: Path, max_new_tokens: int | None, *, protocol: str, **given: Any) -> None:
+def _run(
+    options: Shared, out: Path, max_new_tokens: int | None, together: int, *, protocol: str, **given: Any
+) -> None:
     settings = options.load(**({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}))
     show = options.output()
     lines_on_stderr(settings.log_format)
@@ -122,6 +131,7 @@ def _run(options: Shared, out: Path, max_new_tokens: int | None, *, protocol: st
                 open_model=lambda: opened_model(settings),
                 environment=environment,
                 observe=teller,
+                together=together,
             )
         except KeyboardInterrupt:
             show.note(f"stopped; {teller.done} answers are in {out}, and the same command goes on with them")
@@ -182,6 +192,7 @@ class _Teller:
             fields = ("method", "seed", "task", "source", "position", "item_id", "learner", "answer", "route")
             told = {field: getattr(line, field) for field in (*fields, "correct", "failure", "tokens", "seconds")}
             self._show.event(name, told)
+        self._words = f"{line.method}, seed {line.seed}, {line.task}"
         self._bar(name == "answer", self._words)
 
 

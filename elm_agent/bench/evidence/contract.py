@@ -25,6 +25,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from elm_agent.bench.evidence.beside import Stop
+from elm_agent.bench.evidence.clock import SharedClock
 from elm_agent.records import Candidate, question_digest
 
 if TYPE_CHECKING:
@@ -189,10 +191,13 @@ class Workplace:
     shared: Path  # of the whole run: trained memories that several methods can use
     observe: Observer
     judge: Callable[[Item, str], bool] | None = None  # whether an answer is right: for methods that ``sees_answers``
+    clock: SharedClock = field(default_factory=SharedClock)  # of the whole run: for work that is timed by its method
+    stop: Stop = field(default_factory=Stop)  # of the whole run: to be looked at in work that takes long
 
 
 class Method(Protocol):
-    """A way to answer questions in a stream. One object serves one method name and seed, from one thread.
+    """A way to answer questions in a stream. One object serves one method name and seed, from one thread; other
+    objects are used beside it, also of the same name.
 
     What raises is recorded as the failure of that question, and the stream goes on; but a ``StorageError`` ends the
     run, which can be taken up again. No method may serve a question with what it learned from an equal one
@@ -204,7 +209,11 @@ class Method(Protocol):
     sees_answers: bool  # True only for oracles and ground-truth references: items come with their ``answer``
 
     def answer(self, item: Item) -> Outcome:
-        """Answer with what was learned so far."""
+        """Answer with what was learned so far.
+
+        A process may be killed after this and before the line is kept; it is then called again with the same. So
+        nothing is changed in here that a second answer would meet: what has to be written down waits for ``Notes``.
+        """
         ...
 
     def learn(self, item: Item, outcome: Outcome | None) -> Learned:
@@ -220,6 +229,16 @@ class Method(Protocol):
 
     def close(self) -> None:
         """Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """A method that writes down what its answers were: a bank notes which memory served and what came of it."""
+
+    def note(self, item: Item, outcome: Outcome) -> None:
+        """The line of this answer is on disk. A later process tells it again of what was answered before, in order:
+        the same answer twice is noted once."""
         ...
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from elm_agent.bench.evidence.contract import FORMAT, GenerationLine, Item, StoredRun, TaskSet
+from elm_agent.bench.evidence.contract import FORMAT, GenerationLine, Item, Phase, StoredRun, TaskSet
 from elm_agent.bench.results import ResultsFile
 from elm_agent.errors import InputError, StorageError
 from elm_agent.records import digest_of
@@ -28,7 +29,10 @@ Name = tuple[str, str, int, str, str | None, str, str | None]
 
 
 class RunFolder:
-    """``lines``: what happened so far, in order. A context manager; closing it lets others write."""
+    """``lines``: what happened so far, in order. A context manager; closing it lets others write.
+
+    Lines may be added and found from any thread.
+    """
 
     def __init__(self, path: Path, head: Mapping[str, Any], sets: Iterable[TaskSet]) -> None:
         """Begin the run that ``head`` describes, or go on with it.
@@ -46,8 +50,12 @@ class RunFolder:
         except BaseException:
             self._file.close()
             raise
-        self.lines = lines
-        self._by_name: dict[Name, GenerationLine] = {line.name: line for line in lines}
+        self.lines: list[GenerationLine] = []
+        self._adding = threading.Lock()
+        self._by_name: dict[Name, GenerationLine] = {}
+        self._of_any_seed: dict[tuple[Any, ...], GenerationLine] = {}
+        for line in lines:
+            self._know(line)
 
     @property
     def mended(self) -> bool:
@@ -58,14 +66,24 @@ class RunFolder:
         """The stored line of the same name."""
         return self._by_name.get(line.name)
 
+    def of_any_seed(self, line: GenerationLine) -> GenerationLine | None:
+        """The first stored answer to the same question in the same way, but for the seed; a failure is none."""
+        return self._of_any_seed.get(_seedless(line))
+
     def add(self, line: GenerationLine, digest: str) -> GenerationLine:
         """Store a line, and return it as it will be read; it is on disk then. ``digest``: of its question."""
-        record = _finite({"line": len(self.lines) + 1, "question_digest": digest, **line.to_json()})
-        self._file.append(record)
-        stored = GenerationLine.of_json(json.loads(json.dumps(record)))
-        self.lines.append(stored)
-        self._by_name[stored.name] = stored
+        with self._adding:
+            record = _finite({"line": len(self.lines) + 1, "question_digest": digest, **line.to_json()})
+            self._file.append(record)
+            stored = GenerationLine.of_json(json.loads(json.dumps(record)))
+            self._know(stored)
         return stored
+
+    def _know(self, line: GenerationLine) -> None:
+        self.lines.append(line)
+        self._by_name[line.name] = line
+        if line.phase is Phase.ANSWER and line.failure is None:
+            self._of_any_seed.setdefault(_seedless(line), line)
 
     def work(self, *parts: str) -> Path:
         """A folder for a method under ``work``, made if need be. ``parts`` may hold any characters."""
@@ -149,6 +167,11 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
             yield from differences(there.get(key), here.get(key), f"{name}.{key}" if name else key)
     elif there != here:
         yield f"{name} is {_short(there)} there and {_short(here)} here"
+
+
+def _seedless(line: GenerationLine) -> tuple[Any, ...]:
+    phase, method, _, *rest = line.name
+    return phase, method, *rest
 
 
 def _refuse_other(path: Path, noted: dict[str, Any], head: dict[str, Any]) -> None:

@@ -6,10 +6,11 @@ A method is opened only where something is left to do, and closed whatever happe
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
+from elm_agent.bench.evidence.beside import Stop, side_by_side
 from elm_agent.bench.evidence.contract import Item, Maker, Method, Phase
 from elm_agent.bench.evidence.walk import Walk
 
@@ -25,12 +26,26 @@ def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
     return [item for part in parts.values() for item in rng.sample(part, len(part))]
 
 
-def online(walk: Walk, open_method: Callable[[], Method], items: Sequence[Item], *, learns: bool) -> None:
+def online(walk: Walk, open_method: Callable[[], Method], items: Sequence[Item]) -> None:
     """Answer each item with what was learned from those before it, and only then learn from it."""
-    if _answered(walk, items) and (not learns or _learned(walk, items)):
+    if _answered(walk, items) and _learned(walk, items):
         return
     with closing(open_method()) as method:
         _study(walk, method, items)
+
+
+def in_any_order(
+    walk: Walk, open_method: Callable[[], Method], items: Sequence[Item], *, together: int, stop: Stop
+) -> None:
+    """Answer each item with a method that learns nothing, ``together`` of them at a time."""
+    left = deque((n, item) for n, item in enumerate(items) if walk.stored(Phase.ANSWER, n, item) is None)
+
+    def work() -> None:
+        with closing(open_method()) as method:
+            while (numbered := _next(left)) is not None:
+                walk.answer(method, *numbered)
+
+    side_by_side([work] * min(together, len(left)), together=together, stop=stop)
 
 
 def transfer(
@@ -81,6 +96,13 @@ def _study(walk: Walk, method: Method, items: Sequence[Item]) -> None:
         line = walk.answer(method, position, item)
         if method.learns and position >= known:
             walk.learn(method, position, item, line)
+
+
+def _next(left: deque[tuple[int, Item]]) -> tuple[int, Item] | None:
+    try:
+        return left.popleft()
+    except IndexError:  # another one may have been quicker
+        return None
 
 
 def _learned(walk: Walk, items: Sequence[Item]) -> bool:

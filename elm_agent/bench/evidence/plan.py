@@ -7,7 +7,7 @@ from typing import Any
 
 from elm_agent.bench.evidence.contract import Protocols, TaskSet
 from elm_agent.bench.evidence.judging import PROMPTS
-from elm_agent.bench.evidence.methods import LEARNING_NOTHING, MAKERS, WHOLE_SET, factory_of
+from elm_agent.bench.evidence.methods import LEARNING_NOTHING, MAKERS, SEEDLESS, WHOLE_SET, factory_of
 from elm_agent.bench.evidence.methods.variants import recipe_and_epochs, recipe_of, settings_of
 from elm_agent.bench.evidence.task_sets import load_task_set
 from elm_agent.errors import InputError
@@ -16,6 +16,7 @@ from elm_agent.settings import Settings
 ELSEWHERE = frozenset(
     {
         *("model", "gguf_file", "threads", "cache_dir", "offline", "max_batch_rows", "join_window_ms"),
+        "log_format",
         *("home", "database_url", "tensors", "tensor_options", "tensor_cache_mb", "tensor_cache_hours"),
         *("index", "exact_limit", "namespace", "shared_namespaces", "learn"),
         *("worker", "encryption", "eviction", "maintenance", "ray"),
@@ -45,6 +46,18 @@ class Plan:
 def learns(method: str) -> bool:
     """Whether a method learns from what it answers."""
     return method.partition(":")[0] not in LEARNING_NOTHING
+
+
+def seedless(method: str) -> bool:
+    """Whether a method answers alike for every seed."""
+    return method.partition(":")[0] in SEEDLESS
+
+
+def stands_alone(method: str, settings: Settings) -> bool:
+    """Whether a method holds so much that there is to be one of it at a time: a network of its own."""
+    words = method.partition(":")[2].split("+")
+    judge = "prm" if "prm" in words else settings.verification.verifier
+    return of_whole_set(method) or "full" in words or judge == "prm"
 
 
 def of_whole_set(method: str) -> bool:

@@ -1,11 +1,14 @@
 """A whole run: every protocol, task, method and seed of a plan, in one folder, resumable after a kill.
 
-Knows nothing of terminals; what happens is told to an observer.
+One method comes after the other. Seeds of a method need nothing of each other, and neither do questions of a method
+that learns nothing, so that several go on side by side: their rows share the engine's batches. Knows nothing of
+terminals; what happens is told to an observer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from elm_agent.bench.evidence import orders
+from elm_agent.bench.evidence.beside import Stop, Work, side_by_side
+from elm_agent.bench.evidence.clock import SharedClock
 from elm_agent.bench.evidence.contract import (
     GenerationLine,
     Item,
@@ -26,12 +31,24 @@ from elm_agent.bench.evidence.contract import (
 from elm_agent.bench.evidence.folder import RunFolder, told_of
 from elm_agent.bench.evidence.judging import judge_of, task_of
 from elm_agent.bench.evidence.methods import MAKERS, open_method
-from elm_agent.bench.evidence.plan import Plan, answers_of, check, head_of, learns, of_whole_set, sets_of
+from elm_agent.bench.evidence.plan import (
+    Plan,
+    answers_of,
+    check,
+    head_of,
+    learns,
+    of_whole_set,
+    seedless,
+    sets_of,
+    stands_alone,
+)
 from elm_agent.bench.evidence.walk import Walk
 from elm_agent.protocols import LanguageModel, Observer, Task
 from elm_agent.settings import Settings
 
 OpenModel = Callable[[], AbstractContextManager[LanguageModel]]
+Stint = tuple[dict[str, Any], Work]
+"""What an observer is told when a part of the run begins, and the part."""
 
 
 def run_evidence(
@@ -42,11 +59,15 @@ def run_evidence(
     open_model: OpenModel,
     environment: dict[str, Any],
     observe: Observer,
+    together: int = 1,
 ) -> tuple[GenerationLine, ...]:
     """Carry the plan out, or what is left of it, and return all lines of the folder.
 
-    ``observe`` is told ``sets`` (the task sets with their faults), ``start`` (answers in all, and done), ``method``
-    (what begins), ``answer`` and ``learn`` with each new line, and what learning tells.
+    ``together``: most seeds of a method, or questions of one that learns nothing, at a time. The results are the
+    same; lines of several come in the order in which they happen.
+
+    ``observe``, by one thread at a time, is told ``sets`` (the task sets with their faults), ``start`` (answers in
+    all, and done), ``method`` (what begins), ``answer`` and ``learn`` with each new line, and what learning tells.
 
     Raises:
         InputError, SettingsError: a plan that cannot be carried out, or another one than the folder's.
@@ -55,6 +76,7 @@ def run_evidence(
     """
     check(plan, settings)
     sets = sets_of(plan, settings)
+    observe = _one_at_a_time(observe)
     told = {words: told_of(made) for words, made in sets.items()}
     observe("sets", {"sets": told})
     with RunFolder(out, head_of(plan, settings, told, environment), sets.values()) as folder:
@@ -62,8 +84,18 @@ def run_evidence(
         with open_model() as model:
             fingerprint = model.fingerprint
             folder.bind({"id": fingerprint.id, **asdict(fingerprint)})
-            _Run(plan, settings, folder, sets, model, observe).all()
+            _Run(plan, settings, folder, sets, model, observe, together).all()
         return tuple(folder.lines)
+
+
+def _one_at_a_time(observe: Observer) -> Observer:
+    telling = threading.Lock()
+
+    def tell(name: str, detail: dict[str, Any]) -> None:
+        with telling:
+            observe(name, detail)
+
+    return tell
 
 
 def _done(plan: Plan, folder: RunFolder) -> int:
@@ -80,6 +112,7 @@ class _Run:
         sets: dict[str, TaskSet],
         model: LanguageModel,
         observe: Observer,
+        together: int,
     ) -> None:
         self._plan = plan
         self._settings = settings
@@ -87,18 +120,32 @@ class _Run:
         self._sets = sets
         self._model = model
         self._observe = observe
+        self._together = together
+        self._clock = SharedClock()
+        self._stop = Stop()
+        self._opening = threading.Lock()  # banks are made by a library that bears one thread
         self._tasks: dict[str, Task] = {}
         self._judging = {item: made for made in sets.values() if made.judge for item in made.items}
 
     def all(self) -> None:
-        """Seeds outermost: a run that is stopped early has whole seeds of every method."""
-        for seed in self._plan.seeds:
-            for method in self._plan.methods:
-                for what, work in self._stints(method, seed):
-                    self._observe("method", {"method": method, "seed": seed, **what})
-                    work()
+        """Methods outermost; of each, one part after the other of all seeds."""
+        for method in self._plan.methods:
+            stints = [list(self._stints(method, seed)) for seed in self._plan.seeds]
+            for part in zip(*stints, strict=True):
+                seeds = zip(self._plan.seeds, part, strict=True)
+                works = [partial(self._begin, method, seed, stint) for seed, stint in seeds]
+                together = self._at_once(method) if learns(method) else 1  # else its questions are side by side
+                side_by_side(works, together=together, stop=self._stop)
 
-    def _stints(self, method: str, seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    def _begin(self, method: str, seed: int, stint: Stint) -> None:
+        what, work = stint
+        self._observe("method", {"method": method, "seed": seed, **what})
+        work()
+
+    def _at_once(self, method: str) -> int:
+        return 1 if stands_alone(method, self._settings) else self._together
+
+    def _stints(self, method: str, seed: int) -> Iterator[Stint]:
         match self._plan.protocol:
             case Protocols.ONLINE:
                 yield from self._online(method, seed)
@@ -107,18 +154,21 @@ class _Run:
             case Protocols.TRANSFER:
                 yield from self._transfer(method, seed)
 
-    def _online(self, method: str, seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    def _online(self, method: str, seed: int) -> Iterator[Stint]:
         for words in self._plan.tasks:
             made = self._sets[words]
             walk = self._walk(made, made.name if learns(method) else None, method, seed)
             items = orders.shuffled(made.items, seed)
 
             def work(made: TaskSet = made, walk: Walk = walk, items: Any = items) -> None:
-                orders.online(walk, lambda: self._open(made, method, seed), items, learns=learns(method))
+                if learns(method):
+                    orders.online(walk, lambda: self._open(made, method, seed), items)
+                else:
+                    self._in_any_order(walk, made, items, method, seed)
 
             yield {"task": made.name}, work
 
-    def _offline(self, method: str, seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    def _offline(self, method: str, seed: int) -> Iterator[Stint]:
         for words in self._plan.tasks:
             made = self._sets[words]
             walk = self._walk(made, made.name if learns(method) else None, method, seed)
@@ -129,11 +179,11 @@ class _Run:
                 elif learns(method):
                     orders.offline(walk, lambda: self._open_maker(made, method, seed), made.items)
                 else:
-                    orders.online(walk, lambda: self._open(made, method, seed), made.items, learns=False)
+                    self._in_any_order(walk, made, made.items, method, seed)
 
             yield {"task": made.name}, work
 
-    def _transfer(self, method: str, seed: int) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    def _transfer(self, method: str, seed: int) -> Iterator[Stint]:
         if not learns(method):
             yield from self._online(method, seed)
             return
@@ -149,6 +199,10 @@ class _Run:
 
             yield {"source": source.name, "tasks": [made.name for made in targets]}, work
 
+    def _in_any_order(self, walk: Walk, made: TaskSet, items: Sequence[Item], method: str, seed: int) -> None:
+        together = self._at_once(method)
+        orders.in_any_order(walk, lambda: self._open(made, method, seed), items, together=together, stop=self._stop)
+
     def _walk(self, made: TaskSet, source: str | None, method: str, seed: int) -> Walk:
         return Walk(
             self._folder,
@@ -158,10 +212,14 @@ class _Run:
             source=source,
             judge=judge_of(made, self._task(made.kind)),
             observe=self._observe,
+            seedless=seedless(method),
+            clock=self._clock,
+            stop=self._stop,
         )
 
     def _open(self, made: TaskSet, method: str, seed: int) -> Method:
-        return open_method(method, self._place(made, method, seed))
+        with self._opening:
+            return open_method(method, self._place(made, method, seed))
 
     def _open_maker(self, made: TaskSet, method: str, seed: int) -> Maker:
         return MAKERS[method.partition(":")[0]](method, self._place(made, method, seed))
@@ -178,6 +236,8 @@ class _Run:
             shared=self._folder.work("trained"),
             observe=self._observe,
             judge=partial(self._judge, task),
+            clock=self._clock,
+            stop=self._stop,
         )
 
     def _judge(self, task: Task, item: Item, answer: str) -> bool:

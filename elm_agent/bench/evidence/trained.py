@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from elm_agent.adapters import Kept, from_tensors
+from elm_agent.bench.evidence.beside import Stop
+from elm_agent.bench.evidence.clock import SharedClock
 from elm_agent.errors import JobCancelled, StorageError, TrainingError
 from elm_agent.protocols import LanguageModel, Observer, Task, Trained, Trainer
 from elm_agent.records import MemoryKeys, Recipe, Rollout, StepRecord, digest_of
@@ -36,6 +38,7 @@ class RememberedTrainer:
     Args:
         owner: who trains here; ``owner_of`` says whose training a memory came from.
         observe: told ``prepare`` with how many of how many memories are there.
+        clock, stop: of the run, in which others may train beside.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class RememberedTrainer:
         task: Task,
         owner: str,
         observe: Observer = lambda _name, _detail: None,
+        clock: SharedClock | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self._trainer = trainer
         self._folder = folder
@@ -54,6 +59,8 @@ class RememberedTrainer:
         self._task = task
         self._owner = owner
         self._observe = observe
+        self._clock = clock or SharedClock()
+        self._stop = stop or Stop()
 
     def train(
         self,
@@ -71,7 +78,9 @@ class RememberedTrainer:
             for step in trained.curve:
                 observe("train.step", asdict(step))
         else:
+            started = self._clock.read()  # whoever learns is counted as working there
             trained = self._trainer.train(question, recipe=recipe, seed=seed, observe=observe, cancelled=cancelled)
+            trained = replace(trained, seconds=self._clock.read() - started)
             self._write(file, trained)
         return trained
 
@@ -90,20 +99,25 @@ class RememberedTrainer:
         missing = [one for one in dict.fromkeys(questions) if not self._file(one, recipe, seed_of(one)).exists()]
         stop, told, done = threading.Event(), threading.Lock(), 0
 
+        def stopped() -> bool:
+            return stop.is_set() or bool(self._stop)
+
         def make(question: str) -> None:
             nonlocal done
-            if stop.is_set():
+            if stopped():
                 return
             try:
-                trained = self._trainer.train(
-                    question, recipe=recipe, seed=seed_of(question), observe=_silent, cancelled=stop.is_set
-                )
+                with self._clock.working():
+                    started = self._clock.read()
+                    trained = self._trainer.train(
+                        question, recipe=recipe, seed=seed_of(question), observe=_silent, cancelled=stopped
+                    )
+                    share = self._clock.read() - started
             except JobCancelled:
                 return
             except Exception as error:
                 logger.warning("a memory could not be trained beside others: %s", error, exc_info=error)
             else:
-                share = trained.seconds / min(together, len(missing))
                 self._write(self._file(question, recipe, seed_of(question)), replace(trained, seconds=share))
             with told:
                 done += 1

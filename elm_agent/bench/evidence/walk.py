@@ -7,11 +7,12 @@ stay here: a method gets an item without its answer. Knows nothing of the order 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from elm_agent.bench.evidence.beside import Stop
+from elm_agent.bench.evidence.clock import SharedClock
 from elm_agent.bench.evidence.contract import (
     CandidateLine,
     GenerationLine,
@@ -19,6 +20,7 @@ from elm_agent.bench.evidence.contract import (
     Learned,
     Maker,
     Method,
+    Notes,
     Outcome,
     Phase,
     Prepares,
@@ -32,12 +34,18 @@ from elm_agent.records import utcnow
 
 logger = logging.getLogger(__name__)
 
+SHARED = "shared_with_seed"
+"""In the ``detail`` of an answer that was generated for another seed, which is its value."""
+
 
 class Walk:
-    """Told to ``observe``: ``answer`` and ``learn`` with the ``line``, when it is stored.
+    """Told to ``observe``: ``answer`` and ``learn`` with the ``line``, when it is stored. Safe from any thread.
 
     Args:
         task, source: names of the sets that the questions and the memories come from.
+        seedless: an answer is the same for every seed, so it is generated for one of them.
+        clock: what all that goes on side by side is timed by.
+        stop: once it is told, nothing is begun any more, and no failure stored: everything here raises ``Stopped``.
     """
 
     def __init__(
@@ -50,6 +58,9 @@ class Walk:
         source: str | None,
         judge: Judge,
         observe: Observer,
+        seedless: bool,
+        clock: SharedClock,
+        stop: Stop,
     ) -> None:
         self._folder = folder
         self._method = method
@@ -58,6 +69,9 @@ class Walk:
         self._source = source
         self._judge = judge
         self._observe = observe
+        self._seedless = seedless
+        self._clock = clock
+        self._stop = stop
 
     def line(self, phase: Phase, position: int, item: Item, learner: str | None = None) -> GenerationLine:
         """The line that is to be filled in."""
@@ -94,9 +108,14 @@ class Walk:
     def answer(self, method: Method, position: int, item: Item) -> GenerationLine:
         """The line of the answered item, stored."""
         empty = self.line(Phase.ANSWER, position, item)
-        if (line := self._folder.find(empty)) is None:
-            line = _timed(empty, lambda: _answered(empty, method.answer(_shown(item, method))))
-            return self._keep(judged(line, item, self._judge), item)
+        line = self._folder.find(empty)
+        if line is None and self._seedless and (there := self._folder.of_any_seed(empty)) is not None:
+            line = self._keep(shared(there, empty), item)
+        if line is None:
+            line = self._timed(empty, lambda: _answered(empty, method.answer(_shown(item, method))))
+            line = self._keep(judged(line, item, self._judge), item)
+        if isinstance(method, Notes):
+            method.note(_shown(item, method), outcome_of(line))
         return line
 
     def learn(self, method: Method, position: int, item: Item, answered: GenerationLine | None = None) -> None:
@@ -104,14 +123,14 @@ class Walk:
         empty = self.line(Phase.LEARN, position, item)
         if self._folder.find(empty) is None:
             outcome = None if answered is None or answered.failure is not None else outcome_of(answered)
-            line = _timed(empty, lambda: _learned(empty, method.learn(_shown(item, method), outcome)))
+            line = self._timed(empty, lambda: _learned(empty, method.learn(_shown(item, method), outcome)))
             self._keep(line, item)
 
     def make(self, maker: Maker, position: int, item: Item) -> GenerationLine:
         """Offline: the line of the memory of one item, stored."""
         empty = self.line(Phase.LEARN, position, item)
         if (line := self._folder.find(empty)) is None:
-            line = _timed(empty, lambda: _learned(empty, maker.learn(_shown(item, maker))))
+            line = self._timed(empty, lambda: _learned(empty, maker.learn(_shown(item, maker))))
             return self._keep(line, item)
         return line
 
@@ -121,9 +140,11 @@ class Walk:
         missing = [(line, item) for line, (_, item) in zip(empty, batch, strict=True) if not self._folder.find(line)]
         if not missing:
             return
-        started = time.perf_counter()
+        self._stop.check()
+        started = self._clock.read()
         try:
-            outcomes = maker.answer_with(_shown(learner, maker), [_shown(item, maker) for _, item in missing])
+            with self._clock.working():
+                outcomes = maker.answer_with(_shown(learner, maker), [_shown(item, maker) for _, item in missing])
             lines = [_answered(line, made) for (line, _), made in zip(missing, outcomes, strict=True)]
         except Exception as error:
             _raise_what_ends_the_run(error)
@@ -133,14 +154,35 @@ class Walk:
                 return
             logger.warning("%s failed on %s", self._method, missing[0][0].item_id, exc_info=error)
             lines = [replace(line, failure=describe(error)) for line, _ in missing]
-        each = (time.perf_counter() - started) / len(missing)
+        each = (self._clock.read() - started) / len(missing)
         for line, (_, item) in zip(lines, missing, strict=True):
             self._keep(judged(_stamped(line, each), item, self._judge), item)
 
+    def _timed(self, empty: GenerationLine, work: Callable[[], GenerationLine]) -> GenerationLine:
+        """The line that ``work`` makes, or its failure; with the time that it took where the method does not say."""
+        self._stop.check()
+        with self._clock.working():
+            started = self._clock.read()
+            try:
+                line = work()
+            except Exception as error:
+                _raise_what_ends_the_run(error)
+                logger.warning("%s failed to %s %s", empty.method, empty.phase, empty.item_id, exc_info=error)
+                line = replace(empty, failure=describe(error))
+            return _stamped(line, self._clock.read() - started)
+
     def _keep(self, line: GenerationLine, item: Item) -> GenerationLine:
+        if line.failure is not None:
+            self._stop.check()  # what failed because the run ends is no failure
         stored = self._folder.add(line, item.digest)
         self._observe(str(stored.phase), {"line": stored})
         return stored
+
+
+def shared(there: GenerationLine, empty: GenerationLine) -> GenerationLine:
+    """The answer of another seed under the name of ``empty``, charged with what it cost there, and marked."""
+    detail = {SHARED: there.seed, **there.detail}  # of one that was shared itself: where it was generated
+    return replace(there, seed=empty.seed, position=empty.position, detail=detail, at=_now())
 
 
 def outcome_of(line: GenerationLine) -> Outcome:
@@ -170,21 +212,13 @@ def _learned(line: GenerationLine, learned: Learned) -> GenerationLine:
     return replace(line, **told | {"seconds": learned.seconds or 0.0, "candidates": texts})
 
 
-def _timed(empty: GenerationLine, work: Callable[[], GenerationLine]) -> GenerationLine:
-    """The line that ``work`` makes, or its failure; with the time that it took where the method does not say."""
-    started = time.perf_counter()
-    try:
-        line = work()
-    except Exception as error:
-        _raise_what_ends_the_run(error)
-        logger.warning("%s failed to %s %s", empty.method, empty.phase, empty.item_id, exc_info=error)
-        line = replace(empty, failure=describe(error))
-    return _stamped(line, time.perf_counter() - started)
-
-
 def _stamped(line: GenerationLine, seconds: float) -> GenerationLine:
     """The line with the time of day, and ``seconds`` where the method did not say how many."""
-    return replace(line, seconds=line.seconds or round(seconds, 4), at=utcnow().isoformat(timespec="seconds"))
+    return replace(line, seconds=line.seconds or round(seconds, 4), at=_now())
+
+
+def _now() -> str:
+    return utcnow().isoformat(timespec="seconds")
 
 
 def _raise_what_ends_the_run(error: Exception) -> None:

@@ -219,13 +219,13 @@ def review_override(runtime: Runtime, state: State) -> Update:
 
 
 def consolidate(runtime: Runtime, state: State) -> Update:
-    """Note the use, queue one learning job, return: a few milliseconds. A replay changes nothing.
+    """Note the use and queue one job, as far as the run wants it: a few milliseconds. A replay changes nothing.
 
     What cannot be written is said in ``reason``; the answer and its route stand.
     """
     update: Update = {"job_id": None, "use_id": state["use_id"]}
     problems = []
-    if state["use_id"] is not None:
+    if state["use_id"] is not None and state["options"].get("note", True):
         try:
             runtime.bank.record_use(_use(runtime, state))
         except Exception as error:

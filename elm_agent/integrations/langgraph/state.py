@@ -28,6 +28,7 @@ class RunContext(TypedDict, total=False):
 
     ``pieces``: also emit each piece of both candidates' text as it is drawn, as ``elm.piece``.
     ``explain``: also return why the answer is what it is, as ``explanation``.
+    ``note``: False: the bank keeps no use of the memory, so that the answer leaves no trace.
     ``tier``: "auto", "cheap", "normal" or "thorough"; see ``memory.tiers``.
     ``review``: "off", "interrupt" or "queue": whether a person is asked before a memory's answer takes the place of
     another plain one.
@@ -40,6 +41,7 @@ class RunContext(TypedDict, total=False):
     subject: str | None
     pieces: bool
     explain: bool
+    note: bool
     tier: str
     review: str
 
@@ -91,6 +93,7 @@ class Options(TypedDict):
     subject: str | None
     pieces: NotRequired[bool]  # runs that were checkpointed by earlier versions have none
     explain: NotRequired[bool]
+    note: NotRequired[bool]
     tier: NotRequired[Wanted]
     review: NotRequired[str]  # as in the context; "interrupt" only where the run can be resumed
     manual_threshold: NotRequired[bool]  # whether somebody set ``min_similarity``: then it alone decides
@@ -135,6 +138,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         "subject": None,
         "pieces": False,
         "explain": False,
+        "note": True,
         "tier": settings.budget.tier,
         "review": settings.review.overrides,
     }
@@ -145,7 +149,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
     number = isinstance(similarity, int | float) and not isinstance(similarity, bool)
     if not (number and -1 <= similarity <= 1):
         raise InputError(f"context 'min_similarity' is a cosine from -1 to 1; got {similarity!r:.80}")
-    for key in ("learn", "exclude_same_question", "pieces", "explain"):
+    for key in ("learn", "exclude_same_question", "pieces", "explain", "note"):
         if not isinstance(options[key], bool):
             raise InputError(f"context {key!r} is true or false; got {options[key]!r:.80}")
     if options["tier"] not in get_args(Wanted):
@@ -167,6 +171,7 @@ def resolve_options(context: object, settings: Settings, *, subject: object = No
         subject=check_subject(options["subject"]),
         pieces=options["pieces"],
         explain=options["explain"],
+        note=options["note"],
         tier=options["tier"],
         review=options["review"],
         manual_threshold=manual,

@@ -126,6 +126,7 @@ def carry_out(
     model: LanguageModel | None = None,
     settings: Settings = SETTINGS,
     observe: Told | None = None,
+    together: int = 1,
 ) -> tuple[GenerationLine, ...]:
     @contextmanager
     def opened() -> Iterator[LanguageModel]:
@@ -133,7 +134,13 @@ def carry_out(
 
     environment = {"command": "a test"}
     return run_evidence(
-        plan, settings, out=out, open_model=opened, environment=environment, observe=observe or Told()
+        plan,
+        settings,
+        out=out,
+        open_model=opened,
+        environment=environment,
+        observe=observe or Told(),
+        together=together,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from evidence_scripts import Killed, Told, answers, carry_out, plan_of, timeless
 
 from elm_agent.bench.evidence.contract import CandidateLine, GenerationLine, Outcome, Phase, Protocols
+from elm_agent.bench.evidence.folder import RunFolder
 from elm_agent.bench.evidence.methods.elm import best_of
 from elm_agent.bench.evidence.methods.variants import recipe_and_epochs, recipe_of, settings_of
 from elm_agent.errors import InputError, SettingsError, StorageError
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
 from elm_agent.records import KeyKind, Recipe, Route
+from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.testing.tiny import write_tiny_model
 
@@ -54,10 +57,11 @@ def run(
     *methods: str,
     observe: Told | None = None,
     settings: Settings = SETTINGS,
+    together: int = 1,
     **more: Any,
 ) -> list[GenerationLine]:
     plan = plan_of(*methods, **{"limit": None} | more)
-    return list(carry_out(plan, out, model=tiny, settings=settings, observe=observe))
+    return list(carry_out(plan, out, model=tiny, settings=settings, observe=observe, together=together))
 
 
 def rounded(value: Any) -> Any:
@@ -128,6 +132,53 @@ def test_a_killed_run_ends_like_one_that_is_not(tiny: LocalModel, words: str, tm
         with pytest.raises(Killed):
             run(tiny, out, "elm", tasks=(words,), observe=Told(kill_after=after))
         assert comparable(run(tiny, out, "elm", tasks=(words,))) == whole, f"killed after {after} lines"
+
+
+def uses_of(out: Path) -> list[tuple[Any, ...]]:
+    """What the bank of the one method in ``out`` has noted, oldest first."""
+    [home] = out.glob("work/*/*/0/bank")
+    with closing(open_bank(Settings(home=home, index="exact"))) as bank:
+        uses = bank.uses("evidence")
+        return [(use.question, use.route, use.memory_answer, use.zero_shot_answer, use.tier) for use in uses[::-1]]
+
+
+@pytest.mark.parametrize("where", ["before the line", "after the line"])
+def test_a_use_is_noted_once_wherever_the_process_dies(
+    tiny: LocalModel, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    method = "elm:utility.ranking=mean"  # what is noted decides what serves next
+    whole = run(tiny, tmp_path / "whole", method, tasks=(words,))
+    noted = uses_of(tmp_path / "whole")
+    assert len(noted) == sum(line.memory_id is not None for line in answers(whole)) > 2
+    add = RunFolder.add
+
+    def dying(self: RunFolder, line: GenerationLine, digest: str) -> GenerationLine:
+        last = line.phase is Phase.ANSWER and line.position == 3
+        if last and where == "before the line":
+            raise Killed
+        stored = add(self, line, digest)
+        if last:
+            raise Killed
+        return stored
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "add", dying)
+        with pytest.raises(Killed):
+            run(tiny, tmp_path / "run", method, tasks=(words,))
+    assert uses_of(tmp_path / "run") == noted[: sum(line.memory_id is not None for line in answers(whole)[:3])]
+    lines = run(tiny, tmp_path / "run", method, tasks=(words,))
+    assert uses_of(tmp_path / "run") == noted
+    assert comparable(lines) == comparable(whole)
+
+
+def test_seeds_side_by_side_learn_what_they_learn_alone(tiny: LocalModel, words: str, tmp_path: Path) -> None:
+    def by_seed(lines: Sequence[GenerationLine]) -> dict[int, list[GenerationLine]]:
+        return {seed: [line for line in comparable(lines) if line.seed == seed] for seed in (0, 1, 2)}
+
+    given: dict[str, Any] = {"tasks": (words,), "seeds": (0, 1, 2)}
+    together = run(tiny, tmp_path / "together", "elm", together=3, **given)
+    assert not [line.failure for line in together if line.failure]
+    assert by_seed(together) == by_seed(run(tiny, tmp_path / "alone", "elm", **given))
 
 
 def test_a_run_that_is_stopped_while_it_trains_goes_on(tiny: LocalModel, words: str, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_ctrl_c_says_how_to_go_on(elm: Elm, tiny: Path, monkeypatch: pytest.Monk
         return answer(self, item)
 
     monkeypatch.setattr(ZeroShot, "answer", stopped)
-    tasks = ["--tasks", write_questions(3), "--methods", "zero_shot"]
+    tasks = ["--tasks", write_questions(3), "--methods", "zero_shot", "--together", 1]
     result = elm(*words(tiny, "online", *tasks))
     assert result.exit_code == 130
     assert "stopped; 2 answers are in run, and the same command goes on with them" in result.stderr
@@ -133,7 +133,7 @@ def test_ctrl_c_says_how_to_go_on(elm: Elm, tiny: Path, monkeypatch: pytest.Monk
 
 
 def test_a_killed_process_loses_nothing(elm: Elm, tiny: Path) -> None:
-    tasks = ["--tasks", write_questions(5), "--methods", "zero_shot,elm"]
+    tasks = ["--tasks", write_questions(5), "--methods", "zero_shot,elm", "--together", 1]
     result = elm(*words(tiny, "online", *tasks, "--out", "whole"))
     assert result.exit_code == 0, result.output
     command = [sys.executable, "-m", "elm_agent.cli", *map(str, words(tiny, "online", *tasks))]

@@ -61,6 +61,9 @@ WHOLE_SET = frozenset({"ttrl", "grpo"})
 LEARNING_NOTHING = frozenset({"zero_shot", "self_consistency", "verifier_at_2"})
 """Methods that answer alike whatever came before: no source is gone through for them."""
 
+SEEDLESS = frozenset({"zero_shot"})
+"""Of those, the ones that draw nothing either: their answers are the same for every seed."""
+
 
 def open_method(name: str, workplace: Workplace) -> Method:
     """Open a method. Raises ``InputError`` for a name that is not known."""

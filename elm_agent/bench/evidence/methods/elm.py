@@ -6,7 +6,7 @@ so that those which differ in retrieval alone do not train twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,9 @@ from elm_agent.bench.evidence.methods.variants import settings_of
 from elm_agent.bench.evidence.methods.watched import Watched
 from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
 from elm_agent.errors import NotFound, StorageError, TaskError, TrainingError
-from elm_agent.integrations.langgraph import build_graph
+from elm_agent.integrations.langgraph import RunContext, build_graph
 from elm_agent.memory.learn import memory_seed
-from elm_agent.records import Candidate, JobState, KeyKind, Route
+from elm_agent.records import Candidate, JobState, KeyKind, Route, Tier, UseOutcome, UseRecord, utcnow
 from elm_agent.runtime import Runtime, open_runtime, refit_of
 
 
@@ -70,7 +70,8 @@ class Elm:
         if self._refit is not None:  # each time, so that a run that is taken up again knows what the first one did
             self._refit(self._runtime.bank, NAMESPACE)
         self._model.start()
-        result = self._graph.invoke({"question": item.question}, context={"learn": False, "explain": True})
+        context: RunContext = {"learn": False, "explain": True, "note": False}
+        result = self._graph.invoke({"question": item.question}, context=context)
         roles = {role: made for role in ("zero_shot", "memory") if (made := result["candidates"][role])}
         candidates = {role: CandidateLine.of(role, Candidate(**made)) for role, made in roles.items()}
         memory_id = result["memory_id"]
@@ -86,8 +87,20 @@ class Elm:
             similarity=result["similarity"],
             tokens=counts["tokens"],
             prompt_tokens=counts["prompt_tokens"] + ("memory" in candidates) * self._runtime.recipe.positions,
-            detail={"explanation": result.get("explanation")},
+            detail={"explanation": result.get("explanation"), "use": self._use(result)},
         )
+
+    def note(self, item: Item, outcome: Outcome) -> None:
+        """The use of the memory that served: what later answers are ranked by, so not before the answer is stored."""
+        if (use := outcome.detail.get("use")) is not None:
+            given = {
+                "key_kind": KeyKind(use["key_kind"]),
+                "route": Route(use["route"]),
+                "tier": Tier(use["tier"]),
+                "outcome": UseOutcome.UNKNOWN,
+                "created_at": utcnow(),
+            }
+            self._runtime.bank.record_use(UseRecord(**use | given, namespace=NAMESPACE, question=item.question))
 
     def learn(self, item: Item, outcome: Outcome | None) -> Learned:
         del outcome
@@ -126,6 +139,25 @@ class Elm:
 
     def close(self) -> None:
         self._runtime.close()
+
+    def _use(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What is to be noted of an answer, in plain values; None: no memory served."""
+        if result["use_id"] is None:
+            return None
+        memory, zero_shot = result["candidates"]["memory"], result["candidates"]["zero_shot"]
+        return {
+            "id": result["use_id"],
+            "memory_id": result["memory_id"],
+            "memory_namespace": result["memory_namespace"],
+            "similarity": result["similarity"] or 0.0,
+            "key_kind": self._settings.retrieval.key.value,
+            "route": result["route"],
+            "reason": result["reason"],
+            "answer": result["answer"],
+            "memory_answer": None if memory is None else memory["answer"],
+            "zero_shot_answer": None if zero_shot is None else zero_shot["answer"],
+            "tier": result["explanation"]["budget"]["tier"],
+        }
 
     def _hear(self, name: str, detail: dict[str, Any]) -> None:
         if name == "probe.done":

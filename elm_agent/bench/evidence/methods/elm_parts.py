@@ -36,7 +36,14 @@ def trainer_at(place: Workplace, *, owner: str, answers: Mapping[str, str] | Non
         else GrpoTrainer(place.model, place.task, answers=answers)
     )
     return RememberedTrainer(
-        trainer, place.shared, model=place.model, task=place.task, owner=owner, observe=place.observe
+        trainer,
+        place.shared,
+        model=place.model,
+        task=place.task,
+        owner=owner,
+        observe=place.observe,
+        clock=place.clock,
+        stop=place.stop,
     )
 
 

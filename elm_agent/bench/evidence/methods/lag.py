@@ -1,4 +1,4 @@
-"""Log-augmented generation: stored key-value states of past reasoning (Chen et al., arXiv 2505.14398, section 3).
+"""Log-augmented generation: stored key-value states of past reasoning (Chen et al., arXiv 2505.14398).
 
 After a question its whole text is read, question and answer, and the states of the answer alone are kept, without
 their positions. The nearest past answer's states are put before a new question, at positions from 0. As the ELM paper
