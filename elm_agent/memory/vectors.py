@@ -48,13 +48,17 @@ class VectorView:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What the model said to one question, greedily, and the answers found in it."""
+    """What the model said to one question, greedily, and the answers found in it.
+
+    ``same``: whether both answers mean the same; None where at least one text has no answer.
+    """
 
     question: str
     with_text: str
     with_answer: str | None
     without_text: str
     without_answer: str | None
+    same: bool | None
 
 
 @torch.no_grad()
@@ -89,7 +93,9 @@ def try_memory(model: LocalModel, memory: MemoryRecord, kept: Kept, question: st
     check_question(question)
     asked = [ask(question, model=model, task=task, max_new_tokens=max_new_tokens, prefix=one) for one in (kept, None)]
     told, plain = (future.result().text for future in asked)
-    return Tried(question, told, task.extract(told), plain, task.extract(plain))
+    answer, other = task.extract(told), task.extract(plain)
+    same = None if answer is None or other is None else task.equivalent(answer, other)
+    return Tried(question, told, answer, plain, other, same)
 
 
 def _check(model: LocalModel, memory: MemoryRecord) -> None:

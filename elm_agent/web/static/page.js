@@ -11,6 +11,7 @@ function fill(row, job) {
   const badge = row.querySelector("[data-kind]");
   if (badge) badge.className = "badge " + job.kind;
   const bar = row.querySelector("progress");
+  bar.hidden = job.kind !== "running";
   bar.max = job.steps;
   bar.value = job.done;
   const memory = row.querySelector("[data-memory]");
@@ -38,6 +39,7 @@ function keepUp(place) {
           row.dataset.job = job.id;
           row.querySelector("th a").href = job.url;
           body.prepend(row);
+          document.querySelector("[data-none]")?.remove();
         }
         if (row) fill(row, job);
       }

@@ -23,6 +23,7 @@ ORDERS = {
     Order.FIXED: "fixed most first",
     Order.BROKEN: "broke most first",
 }
+USED_ONLY = {Order.USED, Order.FIXED, Order.BROKEN}  # they leave out memories that have none
 STATES = [state for state in MemoryState if state is not MemoryState.PURGED]
 
 
@@ -49,6 +50,7 @@ def show(desk: Desk, request: Request) -> Response:
     )
     asked: dict[str, Any] = {"text": words, "state": state, "order": query.get("order"), "task": wanted.task}
     asked["pinned"] = query.get("pinned")
+    counts = state_counts(bank.database, info.name)
     far = {"before": page.before} if query.get("before") else {"after": page.after}
     return desk.page(
         request,
@@ -59,10 +61,18 @@ def show(desk: Desk, request: Request) -> Response:
         wanted=wanted,
         order=order,
         orders=ORDERS,
-        counts=state_counts(bank.database, info.name),
+        counts=counts,
+        total=_total(wanted, order, counts),
         asked=asked,
         narrowed=any(value not in (None, "") for name, value in asked.items() if name != "order"),
     )
+
+
+def _total(wanted: Wanted, order: Order, counts: dict[MemoryState, int]) -> int | None:
+    """How many memories the list has on all pages; None where counting them would cost a look at each."""
+    if (wanted.pinned, wanted.task, wanted.text) != (None, None, None) or order in USED_ONLY:
+        return None
+    return sum(counts.values()) if wanted.state is None else counts[wanted.state]
 
 
 def _pinned(query: dict[str, str]) -> bool | None:

@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 
 from elm_agent.errors import InputError, NotFound
 from elm_agent.records import Episode, EventKind, EventRecord, MemoryRecord, MemoryState
+from elm_agent.storage.superseding import lineage_of
 from elm_agent.web import charts, forms
 from elm_agent.web.desk import ACTOR, Desk, url
 
@@ -57,6 +58,7 @@ def show(desk: Desk, request: Request) -> Response:
         uses=bank.uses(info.name, memory_id, USES, home=info.name),
         worth=bank.posteriors(info.name, [(info.name, memory_id)])[info.name, memory_id],
         events=events[::-1],
+        lineage=lineage_of(events),
         undo=undo_of(memory, events),
         safe_until=_safe_until(memory, desk.undo_days),
         actions=actions_of(memory),

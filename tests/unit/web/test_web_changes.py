@@ -62,6 +62,8 @@ def test_the_second_of_two_pages_is_told(browser: Browser, local_bank: Bank, mem
     assert answer.status_code == 409
     assert "was changed on" in words_of(answer)
     assert "nothing was done; look again" in words_of(answer)
+    assert "Changed meanwhile" in words_of(answer)
+    assert f'href="{path}"' in answer.text
     memory = local_bank.memory("default", memory_ids[0])
     assert (memory.state, memory.pinned) == (MemoryState.ACTIVE, True)
 

@@ -18,6 +18,7 @@ from elm_agent.storage.bank import Bank
 from elm_agent.testing.tiny import write_tiny_model
 
 FIELDS = {"namespace": "default"}
+VERDICTS = "Both answers mean the same|The answers differ|At least one of them has no answer"
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,15 @@ def test_the_model_is_opened_on_demand_and_shows_words_and_answers(local_bank: B
     tried = browser.post(path.replace("/vectors", "/try"), fields)
     assert tried.status_code == 200
     assert "With the memory:" in words_of(tried)
+    assert len(re.findall(VERDICTS, words_of(tried))) == 1
     assert asked == [1]
     assert local_bank.uses("default") == []  # nothing is kept
     blank = browser.post(path.replace("/vectors", "/try"), {**fields, "question": " "})
     assert blank.status_code == 400
+    binary = browser.post(path.replace("/vectors", "/try"), {**fields, "question": "\x00\x01"})
+    assert binary.status_code == 400
+    huge = browser.post(path.replace("/vectors", "/try"), {**fields, "question": "x" * 30_000})
+    assert huge.status_code == 413
     long = browser.post(path.replace("/vectors", "/try"), {**fields, "question": "x" * 1999})
     assert long.status_code == 400
     assert "shorten it" in words_of(long)

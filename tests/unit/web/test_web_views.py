@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 from page_helpers import RECIPE, Browser, fill, use, words_of
 
-from elm_agent.bench.filling import model_of
+from elm_agent.bench.filling import model_of, trained
 from elm_agent.records import MemoryState, Route, UseOutcome
 from elm_agent.storage.bank import Bank
 
@@ -39,6 +40,9 @@ def test_every_view_of_a_bank_with_a_story(bank: Bank) -> None:
     assert questions_on(browser, f"{LIST}?state=retired") == ["4"]
     assert questions_on(browser, f"{LIST}?text=IS+3") == ["3"]
     assert "No memory is like that." in browser.text(f"{LIST}?text=zebra")
+    assert "5 of 5 on this page, newest first." in browser.text(LIST)
+    assert "1 of 1 on this page" in browser.text(f"{LIST}?state=retired")
+    assert "1 on this page" in browser.text(f"{LIST}?text=IS+3")  # nobody counted the others
 
     page = browser.text(f"{LIST}/{ids[0]}")
     for words in (
@@ -53,6 +57,8 @@ def test_every_view_of_a_bank_with_a_story(bank: Bank) -> None:
         assert words in page
     assert "it fixed 1 answers and broke 1" in page
     assert "imported" in page.split("Ledger")[-1]
+    assert page.index("What it is") < page.index("Change it")
+    assert "It serves: questions near to its own" in page
     assert "<polyline" in browser.get(f"{LIST}/{ids[0]}").text
     retired = browser.get(f"{LIST}/{ids[4]}")
     assert "Last change: evicted" in words_of(retired)
@@ -77,6 +83,59 @@ def test_every_view_of_a_bank_with_a_story(bank: Bank) -> None:
     assert ids[4] in ledger
     assert ids[3] not in browser.text("/n/default/ledger?kind=evicted")
     assert ids[3] not in browser.text("/n/default/ledger?actor=somebody")
+
+
+def test_an_empty_bank_says_how_it_is_filled(local_bank: Bank) -> None:
+    browser = Browser(local_bank)
+    assert "No namespace yet: an agent makes one" in browser.text("/")
+    assert "No namespace has that in its name." in browser.text("/?name=zebra")
+    local_bank.bind("default", model_of(16))
+    for path, words in (
+        (LIST, "No memory yet. A question that is asked with learning on becomes a job"),
+        (f"{LIST}?order=broken", "No memory broke an answer yet."),
+        (f"{LIST}?state=active", "No memory is like that."),
+        ("/n/default/jobs", "No jobs yet: every question that is asked with learning on"),
+        ("/n/default/flow", "No question has used a memory yet"),
+        ("/n/default/map", "No active memory yet."),
+        ("/n/default/ledger", "Nothing has happened here yet."),
+        ("/n/default/ledger?kind=evicted", "No such events."),
+    ):
+        assert words in browser.text(path), path
+
+
+def test_an_event_leads_to_what_it_names(local_bank: Bank) -> None:
+    local_bank.bind("default", model_of(16))
+    local_bank.jobs.enqueue("default", "Q", task="math", model_id=model_of(16).id, recipe=RECIPE)
+    lease = local_bank.jobs.claim("worker", lease_seconds=60)
+    assert lease is not None
+    memory = local_bank.publish(
+        lease,
+        trained(np.random.default_rng(0), 16),
+        task="math",
+        model=model_of(16),
+        recipe=RECIPE,
+        state=MemoryState.ACTIVE,
+        reason=None,
+    )
+    browser = Browser(local_bank)
+    path = f"{LIST}/{memory.id}"
+    for page in (path, "/n/default/ledger"):
+        history = browser.get(page).text.split("<tbody>")[-1]
+        assert f'<a href="/n/default/jobs/{memory.job_id}">{memory.job_id}</a>' in history
+    assert "done" in browser.text(f"/n/default/jobs/{memory.job_id}")
+
+
+def test_a_memory_tells_whose_place_it_took(browser: Browser, local_bank: Bank, memory_ids: list[str]) -> None:
+    old, new = memory_ids[:2]
+    revision = local_bank.memory("default", old).revision
+    local_bank.supersede("default", new, {old: revision}, actor="test", detail={"how": "by hand"})
+    assert f"Took the place of {old}" in browser.text(f"{LIST}/{new}")
+    assert f"supersedes {old}" in browser.text(f"{LIST}/{new}")
+    page = browser.text(f"{LIST}/{old}")
+    assert f"Its place was taken by {new}" in page
+    assert "Undo: restore" in page
+    assert browser.press(f"{LIST}/{old}", "restore").status_code == 303
+    assert "Its place was taken" not in browser.text(f"{LIST}/{old}")
 
 
 def test_pages_of_a_list_follow_one_another_and_lead_back(local_bank: Bank) -> None:

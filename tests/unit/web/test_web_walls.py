@@ -95,6 +95,18 @@ def test_too_much_is_refused(browser: Browser, memory_ids: list[str]) -> None:
     assert "reason has 3000 characters" in words_of(answer)
 
 
+def test_what_is_no_form_is_refused(browser: Browser, local_bank: Bank, memory_ids: list[str]) -> None:
+    path = f"{LIST}/{memory_ids[0]}"
+    form = browser.form_on(path)
+    for body in (b"\xff\x00\xfe", b"&" * 15_000, f"form={form}".encode("utf-16")):
+        answer = browser.client.post(f"{path}/evict", content=body, headers={"origin": "http://localhost:8010"})
+        assert answer.status_code in (400, 403), body[:20]
+    answer = browser.post(f"{path}/evict", {"form": form, "revision": 1, "reason": "nul \x00 in it"})
+    assert answer.status_code == 400
+    assert "characters that no database stores" in words_of(answer)
+    assert local_bank.memory("default", memory_ids[0]).state is MemoryState.ACTIVE
+
+
 # --- addresses that lead nowhere ----------------------------------------------------------------------------
 
 
