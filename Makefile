@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo examples test check format lint types layers clean
+.PHONY: help demo examples test check format lint types layers docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,8 +39,11 @@ types: $(VENV)/.installed-dev ## mypy --strict on the library
 layers: $(VENV)/.installed-dev ## imports point down only
 	@$(BIN)/lint-imports
 
-clean: ## remove the virtual environment and caches; banks and models stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+docs: $(VENV)/.installed-dev ## the documentation site, into site/; make docs ARGS=serve shows it while you write
+	@$(BIN)/properdocs $(or $(ARGS),build)
+
+clean: ## remove the virtual environment, caches and the site; banks and models stay
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # The stamps make a warm start quick: pip runs again only when what we depend on has changed.
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.python

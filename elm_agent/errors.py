@@ -1,26 +1,26 @@
 """The tree of failures. Every class says one thing and is also the standard-library type a caller would expect.
 
-ElmError
-├── SettingsError        (ValueError)    a setting is unknown, out of range or contradicts another
-├── InputError           (ValueError)    a question, file or argument cannot be used
-│   └── ChangedMeanwhile                 somebody else changed it since the caller looked
-├── NotFound             (LookupError)   an id or name that is not in the bank
-├── ModelError           (RuntimeError)  the language model cannot be loaded or used
-│   ├── ModelUnavailable (OSError)       its files are not here and could not be fetched
-│   └── ModelMismatch    (ValueError)    a bank made for another model
-├── StorageError         (OSError)       a store refused or lost something
-│   ├── TensorMissing    (LookupError)   the record is there, its tensor is not
-│   ├── TensorCorrupt    (ValueError)    bytes, shape or digest are not what the record says
-│   ├── VaultLocked                      content is sealed, and its key is missing or another one
-│   ├── IndexUnavailable                 the vector index cannot be opened or asked
-│   ├── BankMoved                        the bank went to other back ends; this one takes no changes
-│   └── StoreBusy        (TimeoutError)  another process holds a lock for too long
-├── JobError             (RuntimeError)
-│   ├── LeaseLost                        another worker took the job over; the result is discarded
-│   └── JobCancelled                     somebody asked the job to stop
-├── TrainingError        (RuntimeError)  a memory could not be trained (for example a loss that is not finite)
-├── VerificationError    (RuntimeError)  a verifier failed; never turned into a score
-└── TaskError            (RuntimeError)  extracting or comparing answers failed; never turned into a reward
+    ElmError
+    ├── SettingsError        (ValueError)    a setting is unknown, out of range or contradicts another
+    ├── InputError           (ValueError)    a question, file or argument cannot be used
+    │   └── ChangedMeanwhile                 somebody else changed it since the caller looked
+    ├── NotFound             (LookupError)   an id or name that is not in the bank
+    ├── ModelError           (RuntimeError)  the language model cannot be loaded or used
+    │   ├── ModelUnavailable (OSError)       its files are not here and could not be fetched
+    │   └── ModelMismatch    (ValueError)    a bank made for another model
+    ├── StorageError         (OSError)       a store refused or lost something
+    │   ├── TensorMissing    (LookupError)   the record is there, its tensor is not
+    │   ├── TensorCorrupt    (ValueError)    bytes, shape or digest are not what the record says
+    │   ├── VaultLocked                      content is sealed, and its key is missing or another one
+    │   ├── IndexUnavailable                 the vector index cannot be opened or asked
+    │   ├── BankMoved                        the bank went to other back ends; this one takes no changes
+    │   └── StoreBusy        (TimeoutError)  another process holds a lock for too long
+    ├── JobError             (RuntimeError)
+    │   ├── LeaseLost                        another worker took the job over; the result is discarded
+    │   └── JobCancelled                     somebody asked the job to stop
+    ├── TrainingError        (RuntimeError)  a memory could not be trained (for example a loss that is not finite)
+    ├── VerificationError    (RuntimeError)  a verifier failed; never turned into a score
+    └── TaskError            (RuntimeError)  extracting or comparing answers failed; never turned into a reward
 
 Messages carry what was got, what was expected and the next thing to do.
 """

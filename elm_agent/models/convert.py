@@ -54,7 +54,12 @@ def check_gguf(path: Path) -> None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": gguf.parent,
+        "gguf_file": gguf.name,
+        "local_files_only": True,
+        "trust_remote_code": False,  # what lies beside the file may name code to run
+    }
     tokenizer = AutoTokenizer.from_pretrained(**where)
     dequantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     config = dequantised.config

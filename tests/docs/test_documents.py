@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import pages
 import pytest
 import typer
 
@@ -68,8 +69,8 @@ def test_make_targets_that_are_named_exist(name: str) -> None:
 
 def test_the_settings_of_the_readme_are_settings() -> None:
     """The block that swaps parts is not run, since it needs a server; each of its settings is made."""
-    block = next(part for part in re.findall(r"```python notest\n(.*?)```", DOCUMENTS["README.md"], re.DOTALL))
-    calls = [node.value for node in ast.parse(block).body if isinstance(node, ast.Expr)]
+    [block] = [block for block in pages.blocks("README.md", "python") if block.left_out]
+    calls = [node.value for node in ast.parse(block.code).body if isinstance(node, ast.Expr)]
     made = [ast.unparse(call) for call in calls if ast.unparse(call).startswith("Settings(")]
     assert len(made) >= 4
     for call in made:
