@@ -88,10 +88,7 @@ class Solver:
             return
         self.counts["answered"] += 1
         verdict = self._judge(answer, line.reference)
-        self._say(f"     calculator: {worked_out(answer['text'])}   [{answer['route']}]{verdict}")
-        plain = answer["candidates"]["zero_shot"]
-        if plain is not None and answer["memory_id"] and plain["text"] != answer["text"]:
-            self._say(f"     without the memory: {worked_out(plain['text'])}")
+        self._say(f"     calculator: {both_worked_out(answer)}   [{answer['route']}]{verdict}")
         if self._out is not None:
             self._write(line, answer)
         if learn and self._learn_from is not None:
@@ -168,6 +165,15 @@ def worked_out(text: str) -> str:
     """What the calculator makes of a text."""
     found = find(text)
     return "nothing to work out" if found is None else f"{found[0]} = {shown(found[1])}"
+
+
+def both_worked_out(answer: dict[str, Any]) -> str:
+    """What it makes of the text that was streamed, and of the one without the memory where that is another."""
+    memory, plain = answer["candidates"]["memory"], answer["candidates"]["zero_shot"]
+    if memory is None or plain is None:
+        return worked_out(answer["text"])
+    said = worked_out(memory["text"])
+    return said if memory["text"] == plain["text"] else f"{said}; without the memory {worked_out(plain['text'])}"
 
 
 def readable(text: str) -> str:

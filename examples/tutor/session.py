@@ -50,38 +50,27 @@ def missing(runtime: Runtime, namespace: str, problems: Sequence[Problem]) -> li
 
 
 def learnt(runtime: Runtime, namespace: str, known: dict[str, str], questions: Sequence[str]) -> Iterator[str]:
-    """A line for each memory of ``questions``: how its votes went, and whether they agreed on what is right."""
+    """A line for each memory of ``questions``: what most votes were for, and how their share went."""
     for memory in reversed(runtime.bank.memories(namespace)):
         if memory.question not in questions:
             continue
         episode = runtime.bank.episode(namespace, memory.id)
         first, last = episode.curve[0].vote_share, episode.curve[-1].vote_share
         said, right = episode.majority_answer, known.get(memory.question)
-        agreed = (
-            "nobody knows" if right is None else "right" if _same(runtime, said, right) else f"wrong, it is {right}"
-        )
+        agreed = "nobody knows" if right is None else f"it is {right}"
         yield (
             f"{memory.question}  votes for {said or 'no answer'} ({agreed}): {first:.0%} -> {last:.0%}"
-            f"  [{memory.id}, {memory.state}]"
+            f"   {memory.id}, {memory.state}"
         )
 
 
-def happened(runtime: Runtime, lesson: Lesson) -> str:
-    """One line on a lesson that is over: how the learner did, and what the tutor's own answer came from."""
-    tries, given = len(lesson["attempts"]), lesson["given"]
-    home = lesson["memory_namespace"]
+def happened(runtime: Runtime, lesson: Lesson) -> Iterator[str]:
+    """Two lines on a lesson that is over: how the learner did, and what the tutor's own answer came from."""
+    yield f"{lesson['question']}  {lesson['end']}, attempts {len(lesson['attempts'])}, hints {lesson['given']}"
+    home, memory_id, noted = lesson["memory_namespace"], lesson["memory_id"], lesson["feedback"]
     used = "without a memory"
-    if lesson["memory_id"] is not None and home is not None:
-        memory = runtime.bank.memory(home, lesson["memory_id"])
-        used = f"beside the memory of {memory.question!r} from {home!r}"
-    noted = lesson["feedback"]
+    if home is not None and memory_id is not None:
+        used = f"beside the memory of {runtime.bank.memory(home, memory_id).question!r} from {home!r}"
     if noted is not None:
-        used += f", noted as {noted['verdict']}" + (f" ({noted['effect']})" if noted["effect"] else "")
-    return (
-        f"{lesson['question']}  {lesson['end']}, attempts {tries}, hints {given}; the tutor's own answer "
-        f"{lesson['answer']} ({lesson['route']}) came {used}"
-    )
-
-
-def _same(runtime: Runtime, said: str | None, right: str) -> bool:
-    return said is not None and runtime.task.equivalent(said, right)
+        used += f"; noted as {noted['verdict']}" + (f", the memory: {noted['effect']}" if noted["effect"] else "")
+    yield f"    the tutor's own answer: {lesson['answer']} ({lesson['route']}), {used}"

@@ -167,10 +167,12 @@ def tell(runtime: Runtime, learner: Learner, done: Sequence[Lesson], known: dict
         say("Stopped: the rest waits for the next session.")
     say(f"\nWhat happened with {learner.name}:")
     for lesson in done:
-        say(f"  {happened(runtime, lesson)}")
+        for line in happened(runtime, lesson):
+            say(f"  {line}")
     say(f"What was learned, in {namespace!r}:")
     for line in learnt(runtime, namespace, known, [lesson["question"] for lesson in done]):
         say(f"  {line}")
+    say()
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -211,7 +213,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
                     problems = chain(missing(runtime, namespaces[0], lessons), learner.questions())
                 tell(runtime, learner, teach(runtime, learner, problems, known, waiting), known, waiting)
             after = runtime.bank.namespace(COURSE).revision
-            console.print(f"\nThe shared {COURSE!r} was read, at revision {before} before and {after} after.")
+            console.print(f"The shared {COURSE!r} was read, at revision {before} before and {after} after.")
     finally:
         model.close()
 
