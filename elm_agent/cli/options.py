@@ -34,7 +34,8 @@ _ANNOTATIONS: dict[str, Any] = {
     "settings": Annotated[Path | None, _option("--settings", "FILE", "TOML file of settings.")],
     "database_url": Annotated[str | None, _option("--database-url", "URL", "SQLAlchemy URL of the database.")],
     "log_format": Annotated[
-        Literal["text", "json"] | None, _option("--log-format", "FORM", "Of log lines on standard error: text or json.")
+        Literal["text", "json"] | None,
+        _option("--log-format", "FORM", "Of log lines on standard error: text or json."),
     ],
     "json": Annotated[
         bool, typer.Option("--json", help="Only JSON on standard output.", rich_help_panel=PANEL, show_default=False)

@@ -70,6 +70,7 @@ class _Flight:
     tokens: Tokens | None = None
     reply: Reply = field(default_factory=Reply)
     started: float = 0.0
+    waited: bool = False  # once, for rows whose text is watched
     told: int = 0  # tokens already put into ``tokens``; a row that runs again draws the same ones
 
     def tell(self) -> None:
@@ -207,7 +208,10 @@ class Serving:
                 aboard += arrivals
                 waiting += arrivals
             while waiting and decoder.open:
-                waiting = self._board(decoder, waiting)
+                now, later = self._turns(waiting)
+                waiting = [*self._board(decoder, now), *later]
+                if later:
+                    break
             if not aboard:
                 return
             decoder.step()
@@ -238,6 +242,16 @@ class Serving:
         positions = int(first.source.prefix.mask_BL.shape[1]) + first.row.max_new_tokens
         fitting = self._max_rows if spare is None else spare // 2 // row_bytes(first.source.prefix, positions)
         return max(min(self._max_rows - drawing, fitting), int(alone))
+
+    def _turns(self, waiting: Sequence[_Flight]) -> tuple[list[_Flight], list[_Flight]]:
+        """Who is read now, and who once those have drawn a token: plain rows whose text somebody watches go first."""
+        watched = [flight for flight in waiting if flight.tokens is not None and _is_plain(flight.source)]
+        if not watched or self._network.why_slow is not None:  # there nobody joins a batch that has begun
+            return list(waiting), []
+        later = [flight for flight in waiting if flight not in watched and not flight.waited]
+        for flight in later:
+            flight.waited = True
+        return [flight for flight in waiting if flight not in later], later
 
     @torch.no_grad()
     def _board(self, decoder: Decoder, flights: Sequence[_Flight]) -> list[_Flight]:
@@ -271,6 +285,10 @@ class Serving:
             return self._finish(flight.row, time.perf_counter() - flight.started)
         except ModelError as error:  # the row's own fault: drawn again it would end the same way
             return error
+
+
+def _is_plain(source: GenerationRequest | Start) -> bool:
+    return isinstance(source, GenerationRequest) and source.prefix is None
 
 
 def _taken(waiting: deque[_Flight], most: int) -> list[_Flight]:

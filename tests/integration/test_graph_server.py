@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import httpx
 import pytest
 from langgraph_sdk import get_sync_client
+from langgraph_sdk.client import SyncLangGraphClient
 
 from elm_agent.testing.tiny import write_tiny_model
 
@@ -156,8 +157,8 @@ def _wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
 class Background:
     """Runs that are begun and joined later, as a client of the server asks for them."""
 
-    def __init__(self, url: str) -> None:
-        self.client = get_sync_client(url=url, timeout=DEADLINE)
+    def __init__(self, client: SyncLangGraphClient) -> None:
+        self.client = client
 
     def begin(self, graph: str, asked: Any, **how: Any) -> tuple[str, str]:
         thread = self.client.threads.create()["thread_id"]
@@ -186,7 +187,8 @@ def test_background_runs_block_nothing_and_keep_plain_values(tmp_path: Path, mon
         }
         with developing(tmp_path / "server", log, **variables) as url:
             try:
-                _story(Background(url))
+                with closing(get_sync_client(url=url, timeout=DEADLINE)) as client:
+                    _story(Background(client))
             except BaseException as error:
                 error.add_note(log.read_text("utf-8")[-5000:])
                 raise

@@ -18,6 +18,7 @@ from elm_agent.models.slots import Slots
 from elm_agent.models.step import step, why_unknown
 from elm_agent.models.streaming import pieces
 from elm_agent.protocols import GenerationRequest
+from elm_agent.softprompt import SoftPrompt
 from elm_agent.testing.tiny import write_tiny_model
 
 KNOWN = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text"]
@@ -163,6 +164,29 @@ def test_a_stream_that_is_stopped_is_scored_so_far(make: Callable[..., LocalMode
     short = model.generate([request(model, max_new_tokens=taken)])[0]
     assert (cut.mean_logprob, cut.self_certainty) == pytest.approx((short.mean_logprob, short.self_certainty))
     assert cut.text == short.text
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_plain_row_whose_text_is_watched_is_read_first(
+    make: Callable[..., LocalModel], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first piece does not wait for the memory's row. Where nobody can join later, both are read at once."""
+    model = make(architecture)
+    memory = SoftPrompt(torch.randn(3, model.network.width, generator=torch.Generator().manual_seed(0)), "mem_x")
+    asked = [request(model, prefix=memory), request(model)]
+    alone = [model.generate([one])[0].token_ids for one in asked]
+    reader, read = model._serving._reader, []  # type: ignore[attr-defined]
+    plainly = reader.read
+
+    def noted(requests: list[GenerationRequest], embed: object) -> object:
+        read.append([one.prefix is None for one in requests])
+        return plainly(requests, embed)
+
+    monkeypatch.setattr(reader, "read", noted)
+    with model.training():  # until both wait
+        streams = [model.stream(one) for one in asked]
+    assert [stream.result().token_ids for stream in streams] == alone
+    assert read == ([[True], [False]] if architecture == "llama" else [[False, True]])
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:
