@@ -142,6 +142,7 @@ PROBES: dict[str, Callable[[Asked], Any]] = {
     "Bank.set_validity": lambda a: a.bank.set_validity(a.name, a.id, utcnow(), actor=ACTOR),
     "Bank.repaired": lambda a: a.bank.repaired(a.name, a.id, detail={}, actor=ACTOR),
     "Bank.note_event": lambda a: a.bank.note_event(a.name, EventKind.REPAIRED, detail={}, actor=ACTOR),
+    "Bank.supersede": lambda a: a.bank.supersede(a.name, a.id, {a.common.id: 1}, detail={}, actor=ACTOR),
     "Bank.purge": lambda a: a.bank.purge(a.name, [a.id], reason=None, actor=ACTOR),
     "Bank.forget_subject": lambda a: a.bank.forget_subject(SECRET, namespace=a.name, actor=ACTOR),
     "Bank.finish_purges": lambda a: a.bank.finish_purges(a.name),
