@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import secrets
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -28,6 +29,9 @@ else:  # numpy would double the time of `import elm_agent.settings`
 FORMAT_VERSION = 1
 """Version of what is stored; raised when an older library could not read it."""
 
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+"""What no database stores in a text: NUL, and halves of surrogate pairs, which UTF-8 does not have."""
+
 
 def utcnow() -> datetime:
     """The current time, aware, in UTC."""
@@ -37,6 +41,11 @@ def utcnow() -> datetime:
 def new_id(prefix: str) -> str:
     """A sortable random id such as ``mem_0193f6c2a4d1b7e95c20``: 12 hex digits of milliseconds, 10 random."""
     return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(5)}"
+
+
+def is_storable(text: str) -> bool:
+    """Whether every database takes the text as it is; see ``UNSTORABLE``."""
+    return UNSTORABLE.search(text) is None
 
 
 def digest_of(value: Any) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from elm_agent.errors import InputError
+from elm_agent.records import is_storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,10 +231,7 @@ def _subject_fault(subject: object, field: str) -> str | None:
 
 
 def _text_fault(text: str, field: str) -> str | None:
-    """What no database stores: NUL, and halves of surrogate pairs."""
-    if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
-        return f"field {field!r} holds a NUL character or half a surrogate pair"
-    return None
+    return None if is_storable(text) else f"field {field!r} holds a NUL character or half a surrogate pair"
 
 
 def _kind(value: object) -> str:

@@ -14,7 +14,7 @@ from elm_agent.cli.opening import opened_runtime
 from elm_agent.cli.options import Shared
 from elm_agent.cli.output import Output, short
 from elm_agent.errors import InputError, JobError
-from elm_agent.records import JobState
+from elm_agent.records import JobState, is_storable
 
 if TYPE_CHECKING:
     from elm_agent.runtime import Runtime
@@ -77,7 +77,7 @@ def usable_question(text: str) -> str:
     """
     if not text.strip():
         raise InputError("the question is blank: ask something")
-    if "\x00" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if not is_storable(text):
         raise InputError("the question is not UTF-8 text without NUL characters")
     return text.strip()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from elm_agent.errors import InputError, VerificationError
 from elm_agent.protocols import GenerationRequest, LanguageModel, RowStream, StreamingModel, Task, Verifier
-from elm_agent.records import Candidate, Generation, Route
+from elm_agent.records import Candidate, Generation, Route, is_storable
 
 if TYPE_CHECKING:
     from elm_agent.adapters import Kept
@@ -41,8 +41,7 @@ def check_question(question: object) -> str:
         raise InputError(f"a question is a text; got {type(question).__name__}")
     if not question.strip():
         raise InputError("the question is blank: expected some text")
-    if "\x00" in question or any("\ud800" <= letter <= "\udfff" for letter in question):
-        raise InputError("the question is not UTF-8 text without NUL characters: it holds what no database stores")
+    check_storable(question, "question")
     return question
 
 
@@ -54,9 +53,14 @@ def check_subject(subject: object) -> str | None:
         raise InputError(f"a subject is a text; got {type(subject).__name__}")
     if not subject.strip() or len(subject) > LONGEST_SUBJECT:
         raise InputError(f"a subject has 1 to {LONGEST_SUBJECT} characters; got {len(subject.strip())}")
-    if "\x00" in subject or any("\ud800" <= letter <= "\udfff" for letter in subject):
-        raise InputError("the subject is not UTF-8 text without NUL characters: it holds what no database stores")
+    check_storable(subject, "subject")
     return subject
+
+
+def check_storable(text: str, what: str) -> None:
+    """Raise ``InputError`` for a text that no database takes; ``what`` it is, for the message."""
+    if not is_storable(text):
+        raise InputError(f"the {what} is not UTF-8 text without NUL characters: it holds what no database stores")
 
 
 def ask(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import InputError
+from elm_agent.memory.answering import check_storable
 from elm_agent.protocols import Observer, Task
 from elm_agent.records import Effect, Feedback, JobState, MemoryState, Recipe, Route, UseRecord
 
@@ -151,8 +152,7 @@ def _checked_answer(answer: object) -> str | None:
         raise InputError(f"an answer is a text; got {type(answer).__name__}")
     if not answer.strip() or len(answer) > LONGEST_ANSWER:
         raise InputError(f"an answer has 1 to {LONGEST_ANSWER} characters; got {len(answer.strip())}")
-    if "\x00" in answer or any("\ud800" <= letter <= "\udfff" for letter in answer):
-        raise InputError("the answer is not UTF-8 text without NUL characters: it holds what no database stores")
+    check_storable(answer, "answer")
     return answer.strip()
 
 

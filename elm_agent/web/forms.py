@@ -11,11 +11,11 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from elm_agent.errors import InputError, NotFound
+from elm_agent.records import is_storable
 
 MOST_BYTES = 20_000
 LONGEST_TEXT = 2000  # characters
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -46,7 +46,7 @@ def text(fields: dict[str, str], name: str) -> str | None:
     value = fields.get(name, "").strip()
     if len(value) > LONGEST_TEXT:
         raise InputError(f"{name} has {len(value)} characters: expected at most {LONGEST_TEXT}")
-    if _UNSTORABLE.search(value):
+    if not is_storable(value):
         raise InputError(f"{name} holds characters that no database stores")
     return value or None
 

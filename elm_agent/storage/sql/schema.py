@@ -6,7 +6,6 @@ another tenant by accident. Enums are stored as their values, times in UTC, vect
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -27,12 +26,11 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from elm_agent.records import UNSTORABLE
 from elm_agent.storage.sql.faults import Damaged
 
 HEAD = "0006"
 """The newest migration; a test compares it with the migrations themselves."""
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class Json(TypeDecorator[Any]):
@@ -85,7 +83,7 @@ def _whole(process: Callable[[Any], Any] | None, what: str) -> Callable[[Any], A
 
 def storable(text: str) -> str:
     """``text`` as a database keeps it: NUL and lone surrogates, which it refuses, become U+FFFD."""
-    return _UNSTORABLE.sub("\ufffd", text)
+    return UNSTORABLE.sub("\ufffd", text)
 
 
 class Words(TypeDecorator[str]):
