@@ -26,6 +26,7 @@ from elm_agent.models.network import Network
 from elm_agent.models.reading import misfit
 from elm_agent.models.serving import Serving, Start, Tokens
 from elm_agent.models.streaming import TextStream
+from elm_agent.models.templates import ChatTemplate, refuse_half_characters
 from elm_agent.models.twins import twin_of
 from elm_agent.protocols import GenerationRequest, Message
 from elm_agent.records import Generation, KeyKind, MemoryKeys, ModelFingerprint, Vector
@@ -68,6 +69,7 @@ class LocalModel:
     ) -> None:
         self.network = Network(model, pack=pack, graphs=graphs)
         self.tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer, fingerprint.name)
         self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint
         self._lease = ModelLease()
@@ -108,24 +110,18 @@ class LocalModel:
     def encode(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Token ids of a chat with the generation prompt.
 
-        Raises ``InputError`` when no token would be left, or for half a character.
+        Raises ``InputError`` when no token would be left, and as ``ChatTemplate.encode``.
         """
-        for message in messages:
-            _check_characters(message["content"])
-        if self.tokenizer.chat_template:
-            text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = self.tokenizer("\n\n".join(m["content"] for m in messages) + "\n\n")["input_ids"]
+        ids = self._template.encode(messages)
         self._check_length(len(ids))
-        return tuple(ids)
+        return ids
 
     def text_embeddings(self, text: str) -> torch.Tensor:
         """Input embeddings (T, E) of plain text without template: what a memory begins as and is found by.
 
         Raises ``InputError`` when there is no token, more than the model reads, or half a character.
         """
-        _check_characters(text)
+        refuse_half_characters(text, "the question")
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise InputError("the question is empty: expected some text")
@@ -277,9 +273,3 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     ids = set(configured if isinstance(configured, list) else [configured])
     ids.add(tokenizer.eos_token_id)
     return tuple(sorted(int(token) for token in ids if token is not None))
-
-
-def _check_characters(text: str) -> None:
-    """A lone surrogate has no bytes, so no tokenizer takes it."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError("the question holds half a character (a lone surrogate): expected text that UTF-8 can write")

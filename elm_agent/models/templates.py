@@ -1,6 +1,6 @@
 """Chats with histories and tools as token ids, through the tokenizer's own template.
 
-Knows tokenizers; knows nothing of networks, rows or agents. Questions alone go through ``LocalModel.encode``.
+Knows tokenizers; knows nothing of networks, rows or agents.
 """
 
 from __future__ import annotations
@@ -46,10 +46,7 @@ class ChatTemplate:
             special = True
         else:
             text, special = self._render(messages, tools, True) + begin, False
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(
-                "a message holds half a character (a lone surrogate): expected text that UTF-8 can write"
-            )
+        refuse_half_characters(text, "a message")
         return tuple(self._tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def visible(self, text: str) -> str:
@@ -85,3 +82,9 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError) as error:  # templates add texts and raise what they like
             raise InputError(f"the chat template of model {self._name!r} refuses these messages: {error}") from None
+
+
+def refuse_half_characters(text: str, what: str) -> None:
+    """Raise ``InputError`` for a lone surrogate: it has no bytes, so no tokenizer takes it. ``what`` has it."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{what} holds half a character (a lone surrogate): expected text that UTF-8 can write")
