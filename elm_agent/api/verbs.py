@@ -18,6 +18,7 @@ from elm_agent.errors import NotFound
 from elm_agent.integrations.langgraph import RunContext, build_graph
 from elm_agent.memory.answering import check_question
 from elm_agent.memory.feedback import FeedbackReport
+from elm_agent.memory.recall import nearest_memories
 from elm_agent.memory.tiers import Wanted
 from elm_agent.records import Feedback, JobRecord, JobState, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
@@ -154,24 +155,19 @@ class Verbs:
         self, namespace: str, question: str, *, limit: int, min_similarity: float | None = None
     ) -> list[Found]:
         """The memories nearest to a question, most similar first; shared ones too. Notes no use."""
-        runtime, kind = self._runtime, self._runtime.settings.retrieval.key
+        runtime, usual = self._runtime, self._runtime.settings.retrieval
         self._known(namespace)
-        lowest = runtime.settings.retrieval.min_similarity if min_similarity is None else min_similarity
-        hits = self._bank.nearest(
-            namespace,
-            kind,
-            runtime.model.query(check_question(question), kind),
-            limit,
-            min_similarity=lowest,
+        found = nearest_memories(
+            check_question(question),
+            bank=self._bank,
+            model=runtime.model,
+            namespace=namespace,
+            limit=limit,
             shared=runtime.shared(namespace),
+            kind=usual.key,
+            min_similarity=usual.min_similarity if min_similarity is None else min_similarity,
         )
-        found = []
-        for hit in hits:
-            try:
-                found.append(Found(similarity=hit.similarity, memory=self._bank.memory(hit.namespace, hit.memory_id)))
-            except NotFound:  # purged since it was found
-                continue
-        return found
+        return [Found(similarity=hit.similarity, memory=memory) for hit, memory in found]
 
     def why(self, namespace: str, memory_id: str, *, uses: int, rollouts: bool = False) -> Lineage:
         """Where a memory comes from and what it did for ``namespace``, its newest uses first. Raises ``NotFound``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from elm_agent.errors import NotFound, TensorCorrupt, TensorMissing
 from elm_agent.memory.abstention import Abstaining
 from elm_agent.memory.ranking import Ranked, Ranking, rank
 from elm_agent.protocols import LanguageModel
-from elm_agent.records import Hit, KeyKind
+from elm_agent.records import Hit, KeyKind, MemoryRecord
 
 if TYPE_CHECKING:
     from elm_agent.adapters import Kept
@@ -120,6 +121,33 @@ def recall(
         failed=True,
         considered=considered,
     )
+
+
+def nearest_memories(
+    question: str,
+    *,
+    bank: Bank,
+    model: LanguageModel,
+    namespace: str,
+    limit: int,
+    shared: Sequence[str] = (),
+    kind: KeyKind = KeyKind.INPUT,
+    min_similarity: float = -1.0,
+) -> list[tuple[Hit, MemoryRecord]]:
+    """At most ``limit`` active memories nearest to a question, best first, with their records: for who looks at them.
+
+    Reads no tensors and notes no use. A memory that is purged in the meantime is left out.
+
+    Raises:
+        NotFound: the namespace is not in this bank.
+        InputError, IndexUnavailable, ModelError: as ``Bank.nearest`` and the model's query.
+    """
+    query = model.query(question, kind)
+    found = []
+    for hit in bank.nearest(namespace, kind, query, limit, min_similarity=min_similarity, shared=shared):
+        with suppress(NotFound):
+            found.append((hit, bank.memory(hit.namespace, hit.memory_id)))
+    return found
 
 
 def _ordered(

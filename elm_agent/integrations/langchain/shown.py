@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from elm_agent.memory.recall import nearest_memories
 from elm_agent.records import Episode, EventRecord, Hit, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
 
@@ -49,16 +50,16 @@ def nearest(
     if name not in {info.name for info in runtime.bank.namespaces()}:
         return []
     runtime.bind(name)
-    kind = runtime.settings.retrieval.key
-    hits = runtime.bank.nearest(
-        name,
-        kind,
-        runtime.model.query(question, kind),
-        k,
-        min_similarity=min_similarity,
+    return nearest_memories(
+        question,
+        bank=runtime.bank,
+        model=runtime.model,
+        namespace=name,
+        limit=k,
         shared=runtime.shared(name) if shared is None else shared,
+        kind=runtime.settings.retrieval.key,
+        min_similarity=min_similarity,
     )
-    return [(hit, runtime.bank.memory(hit.namespace, hit.memory_id)) for hit in hits]
 
 
 def history(memory: MemoryRecord, episode: Episode, events: list[EventRecord]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from elm_agent.errors import NotFound
-from elm_agent.memory.recall import Recall, recall
+from elm_agent.memory.recall import Recall, nearest_memories, recall
 from elm_agent.memory.worker import Worker
-from elm_agent.records import JobRecord, KeyKind
+from elm_agent.records import Hit, JobRecord, KeyKind
 from elm_agent.storage.bank import Bank
 from elm_agent.testing.doubles import FakeModel
 
@@ -70,3 +70,27 @@ def test_unreadable_tensors(learnt: Bank, tmp_path: Path) -> None:
 def test_an_unknown_namespace_raises(bank: Bank) -> None:
     with pytest.raises(NotFound):
         find(bank, QUESTION, namespace="nowhere")
+
+
+def test_the_nearest_are_shown_with_their_records_but_for_those_purged_meanwhile(
+    learnt: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(**more: Any) -> list[tuple[float, str]]:
+        found = nearest_memories(QUESTION, bank=learnt, model=FakeModel(), namespace="ns", **({"limit": 5} | more))
+        assert all(hit.memory_id == memory.id for hit, memory in found)
+        return [(round(hit.similarity, 4), memory.question) for hit, memory in found]
+
+    whole = look()
+    assert [question for _, question in whole] == [QUESTION, "Name a colour"]
+    assert whole[0][0] == 1.0
+    assert look(limit=1) == look(min_similarity=0.99) == whole[:1]
+    nearest = learnt.nearest
+
+    def purging(*arguments: Any, **more: Any) -> list[Hit]:
+        hits = nearest(*arguments, **more)
+        learnt.evict("ns", {hits[0].memory_id: None}, actor="test")
+        learnt.purge("ns", [hits[0].memory_id], actor="test", reason=None)
+        return hits
+
+    monkeypatch.setattr(learnt, "nearest", purging)
+    assert look() == whole[1:]
