@@ -214,7 +214,7 @@ class Verbs:
 
     def _known(self, namespace: str) -> None:
         try:
-            self._bank.memories(namespace, limit=0)
+            self._bank.namespace(namespace)
         except NotFound:
             raise no_namespace(namespace) from None
 

@@ -81,7 +81,7 @@ def give_feedback(
         namespace,
         use.question,
         task=task.name,
-        model_id=_model_id(bank, namespace),
+        model_id=bank.namespace(namespace).model.id,
         recipe=recipe,
         subject=use.subject,
     )
@@ -154,10 +154,6 @@ def _checked_answer(answer: object) -> str | None:
         raise InputError(f"an answer has 1 to {LONGEST_ANSWER} characters; got {len(answer.strip())}")
     check_storable(answer, "answer")
     return answer.strip()
-
-
-def _model_id(bank: Bank, namespace: str) -> str:
-    return next(info.model.id for info in bank.namespaces() if info.name == namespace)
 
 
 def _report(noted: Noted, home: str, state: MemoryState) -> FeedbackReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from elm_agent.errors import NotFound
 from elm_agent.memory.recall import nearest_memories
 from elm_agent.records import Episode, EventRecord, Hit, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
@@ -47,7 +48,9 @@ def nearest(
     learnt in yet has none. Raises ``IndexUnavailable``, ``ModelMismatch``.
     """
     name = runtime.settings.namespace if namespace is None else namespace
-    if name not in {info.name for info in runtime.bank.namespaces()}:
+    try:
+        runtime.bank.namespace(name)
+    except NotFound:
         return []
     runtime.bind(name)
     return nearest_memories(
