@@ -26,7 +26,7 @@ from elm_agent.models.memory import out_of_memory
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.serving import Start
 from elm_agent.protocols import Observer, Task, Trained
-from elm_agent.records import Recipe, Rollout, StepRecord
+from elm_agent.records import Recipe
 from elm_agent.training import numerics
 from elm_agent.training.checks import (
     keeping,
@@ -36,9 +36,10 @@ from elm_agent.training.checks import (
     refuse_unable,
     refuse_unsound,
 )
+from elm_agent.training.course import Course
 from elm_agent.training.judging import judge
 from elm_agent.training.objectives import Objective, objective_of, settled
-from elm_agent.training.parameterisations import Learning, parameterisation_of
+from elm_agent.training.parameterisations import Learning
 from elm_agent.training.update import CPU_TOKEN_BUDGET, TOKEN_BUDGET, Pull
 
 
@@ -72,63 +73,65 @@ class GrpoTrainer:
         objective, prompt_ids = objective_of(recipe), self.model.encode(self.task.messages(question))
         _check(recipe, self.model, len(prompt_ids))
         truth = self._truth(question) if objective.corrects else None
-        started, text_ids, last_id = time.perf_counter(), prompt_ids[:-1], prompt_ids[-1]
         # 1. The memory begins as the question's own embeddings, or as another kind does; nothing else is trained.
-        memory = parameterisation_of(recipe)(self.model, question, recipe, seed)
-        optimizer = torch.optim.AdamW(memory.parameters, lr=recipe.learning_rate, weight_decay=0.0)
-        reference = self._reference(recipe, memory, text_ids)
-        target = self._greedy(recipe, text_ids, last_id, cancelled) if objective.imitates else None
+        course = Course(self.model, question, recipe=recipe, seed=seed, observe=observe)
+        reference = self._reference(recipe, course.memory, prompt_ids[:-1])
+        target = self._greedy(recipe, prompt_ids, cancelled) if objective.imitates else None
         drafts = Drafts() if recipe.rollout_drafts else None
-        curve: list[StepRecord] = []
-        rollouts: list[Rollout] = []
-        entropies: list[float] = []
-        initial_norm = numerics.norm_of(memory.parameters)
-        with keeping(curve):
+        with keeping(course.curve):
             for step in range(recipe.steps):
                 if cancelled():
                     raise JobCancelled(f"stopped before step {step + 1} of {recipe.steps}, as asked")
-                # 2a. G completions from the current memory; or the one that is imitated.
-                tick = time.perf_counter()
-                prefix = self.model.compute(partial(memory.read, text_ids))
-                embeds_TE = memory.embeds(text_ids)
-                rows = target or self._group(recipe, prefix, embeds_TE, last_id, seed, step, drafts, cancelled)
-                refuse_unsound(rows, step)
-                seconds_rollout = time.perf_counter() - tick
-                # 2b. Votes are the rewards: 1 for the most common answer's class, else 0; or the given answer's.
-                judged = judge(self.model, self.task, rows, step, truth=truth)
-                # 2c. Advantages against the group's mean.
-                advantages_G = numerics.group_advantages([rollout.reward for rollout in judged.rollouts])
-                # 2d, 2e. One clipped policy-gradient step on the memory alone.
-                pull, norm, seconds_update = Pull(), 0.0, 0.0
-                if bool(advantages_G.any()) or not recipe.skip_equal_rewards:
-                    update = partial(
-                        _pull, objective, memory, text_ids, prefix, reference, last_id, rows, advantages_G, recipe
-                    )
-                    pull, norm, seconds_update = self.model.compute(
-                        partial(_timed_update, update, memory.parameters, optimizer, recipe.max_grad_norm)
-                    )
-                refuse_diverged(memory.parameters, pull.loss, norm, step)
-                # 3. The whole trajectory is kept.
-                record = judged.record(
-                    **asdict(pull), grad_norm=norm, seconds_rollout=seconds_rollout, seconds_update=seconds_update
+                self._step(
+                    course, prompt_ids, cancelled, reference=reference, truth=truth, target=target, drafts=drafts
                 )
-                curve.append(record)
-                rollouts.extend(judged.rollouts)
-                if all(row.logprobs for row in rows):  # another engine does not say
-                    entropies.append(numerics.drawn_entropy([row.logprobs for row in rows]))
-                observe("train.step", asdict(record))
-                if settled(curve, recipe):
+                if settled(course.curve, recipe):
                     break
-        return Trained(
-            prompt=memory.kept(),
-            keys=memory.keys(),
-            curve=tuple(curve),
-            rollouts=tuple(rollouts),
-            seed=seed,
-            seconds=time.perf_counter() - started,
-            entropies=tuple(entropies),
-            initial_norm=initial_norm,
+        return course.trained()
+
+    def _step(
+        self,
+        course: Course,
+        prompt_ids: Sequence[int],
+        cancelled: Callable[[], bool],
+        *,
+        reference: Prefix | None,
+        truth: str | None,
+        target: list[Row] | None = None,
+        drafts: Drafts | None = None,
+    ) -> None:
+        """The course's next step, on one question. ``truth``: its answer, where that is the reward instead of votes.
+
+        ``target``: what is imitated instead of a group that is drawn.
+        """
+        recipe, memory, step = course.recipe, course.memory, len(course.curve)
+        text_ids, last_id = prompt_ids[:-1], prompt_ids[-1]
+        # 2a. G completions from the current memory; or the one that is imitated.
+        tick = time.perf_counter()
+        prefix = self.model.compute(partial(memory.read, text_ids))
+        embeds_TE = memory.embeds(text_ids)
+        rows = target or self._group(recipe, prefix, embeds_TE, last_id, course.seed, step, drafts, cancelled)
+        refuse_unsound(rows, step)
+        seconds_rollout = time.perf_counter() - tick
+        # 2b. Votes are the rewards: 1 for the most common answer's class, else 0; or the given answer's.
+        judged = judge(self.model, self.task, rows, step, truth=truth)
+        # 2c. Advantages against the group's mean.
+        advantages_G = numerics.group_advantages([rollout.reward for rollout in judged.rollouts])
+        # 2d, 2e. One clipped policy-gradient step on the memory alone.
+        pull, norm, seconds_update = Pull(), 0.0, 0.0
+        if bool(advantages_G.any()) or not recipe.skip_equal_rewards:
+            update = partial(
+                _pull, objective_of(recipe), memory, text_ids, prefix, reference, last_id, rows, advantages_G, recipe
+            )
+            pull, norm, seconds_update = self.model.compute(
+                partial(_timed_update, update, memory.parameters, course.optimizer, recipe.max_grad_norm)
+            )
+        refuse_diverged(memory.parameters, pull.loss, norm, step)
+        # 3. The whole trajectory is kept.
+        record = judged.record(
+            **asdict(pull), grad_norm=norm, seconds_rollout=seconds_rollout, seconds_update=seconds_update
         )
+        course.note(record, judged.rollouts, rows)
 
     def _truth(self, question: str) -> str:
         if question not in self.answers:
@@ -150,11 +153,9 @@ class GrpoTrainer:
         network = self.model.network
         return network.read([network.embed(text_ids)])[0]
 
-    def _greedy(
-        self, recipe: Recipe, text_ids: Sequence[int], last_id: int, cancelled: Callable[[], bool]
-    ) -> list[Row]:
+    def _greedy(self, recipe: Recipe, prompt_ids: Sequence[int], cancelled: Callable[[], bool]) -> list[Row]:
         """The bare model's most likely completion of the question: what is imitated."""
-        network = self.model.network
+        network, text_ids, last_id = self.model.network, prompt_ids[:-1], prompt_ids[-1]
         with torch.no_grad():
             bare = self.model.compute(partial(self._bare, text_ids))
             start = self.model.compute(partial(first_token, network, bare, last_id, network.embed(text_ids)))

@@ -36,8 +36,29 @@ def test_a_set_of_one_question_is_that_question(tmp_path: Path) -> None:
             alone = GrpoTrainer(model, TextTask()).train("what is one", recipe=recipe, seed=3)
             whole = SetTrainer(model, TextTask()).train_set(["what is one"], recipe=recipe, seed=3, epochs=3)
             assert [rollout.text for rollout in whole.rollouts] == [rollout.text for rollout in alone.rollouts]
+            assert len(whole.entropies) == 3
+            assert (whole.entropies, whole.initial_norm) == (alone.entropies, alone.initial_norm)
             for name, tensor in alone.prompt.tensors.items():
                 torch.testing.assert_close(whole.prompt.tensors[name], tensor, rtol=0, atol=0)
+    finally:
+        model.close()
+
+
+class Agreeing(TextTask):
+    """Whatever is said is the same answer, so that all rewards are equal."""
+
+    def extract(self, text: str) -> str | None:
+        return "same" + text[:0]
+
+
+def test_a_step_of_equal_rewards_is_skipped_on_a_set_too(tmp_path: Path) -> None:
+    model = open_model(tmp_path)
+    try:
+        for skip in (True, False):
+            recipe = replace(RECIPE, beta=0.5, kl_reference="base", skip_equal_rewards=skip)
+            trained = SetTrainer(model, Agreeing()).train_set(["what is one", "two"], recipe=recipe, seed=3, epochs=1)
+            assert [record.vote_share for record in trained.curve] == [1.0, 1.0]
+            assert [record.grad_norm > 0 for record in trained.curve] == [not skip, not skip]
     finally:
         model.close()
 
