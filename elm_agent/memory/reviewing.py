@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import InputError
+from elm_agent.memory.answering import check_storable
 from elm_agent.records import MemoryRecord, Review, UseRecord, utcnow
 
 if TYPE_CHECKING:
@@ -81,8 +82,7 @@ def check_note(note: object) -> str | None:
         raise InputError(f"a note is a text; got {type(note).__name__}")
     if len(note) > LONGEST_NOTE:
         raise InputError(f"a note has at most {LONGEST_NOTE} characters; got {len(note)}")
-    if "\x00" in note or any("\ud800" <= letter <= "\udfff" for letter in note):
-        raise InputError("the note is not UTF-8 text without NUL characters: it holds what no database stores")
+    check_storable(note, "note")
     return note.strip() or None
 
 
