@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from slow_reference import open_model
 
-from elm_agent.memory.probe import Probe, Reference
+from elm_agent.memory.probe import Probe, Reference, Tried
 from elm_agent.models.engine import LocalModel
 from elm_agent.records import Recipe
 from elm_agent.tasks import get_task
@@ -37,7 +37,7 @@ def test_a_training_tells_entropies_and_norms(model: LocalModel, monkeypatch: py
     job = cast(Any, type("Job", (), {"recipe": RECIPE, "question": QUESTION, "task": "text"}))
     probe = Probe(model=model, task_for=get_task, questions=0)
     kept = cast(Any, trained.prompt)
-    plain, with_it = probe._generate([Reference(QUESTION, "5")], task, kept, job, lambda: False)
+    plain, with_it = probe._generate([Tried(Reference(QUESTION, "5"), None, kept)], task, 4, lambda: False)
     assert 0 < len(plain.token_ids) <= 4
     assert 0 < len(with_it.token_ids) <= 4
     found = probe(cast(Any, None), job, trained, cancelled=lambda: False)
