@@ -271,9 +271,16 @@ def condense_bank(
 
     ``namespace=None``: that of the settings. ``model``: needed unless it is a dry run. ``task=None``: as in the
     settings. ``seconds``: most of them; None: as many as it takes.
+
+    Raises ``SettingsError`` where new memories wait for a person, and as ``memory.condensing`` does.
     """
     from elm_agent.memory.condensing import Rules, Tools, condense
 
+    if distil and settings.review.memories:
+        raise SettingsError(
+            "review.memories is set, so that a person approves what is to serve, and what is distilled serves at "
+            "once: merge alone, or leave it out"
+        )
     chosen, tools = settings.maintenance, None
     if model is not None and not dry_run:
         task = _task(settings) if task is None else task

@@ -80,7 +80,7 @@ def test_a_trial_in_vain_is_told_and_not_repeated(elm: Elm, bank: Bank, monkeypa
     assert "1 groups were tried in vain before" in elm("maintain", "--merge", "--yes").stdout
 
 
-@pytest.mark.usefixtures("bank")
+@pytest.mark.usefixtures("fake", "bank")  # in this order
 def test_what_cannot_be_done_is_one_sentence(elm: Elm) -> None:
     assert_one_sentence(elm("maintain", "--budget", "5"), 2, "--budget is for --merge and --distil")
     result = elm("maintain", "--distil", "--yes")

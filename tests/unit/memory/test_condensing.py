@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from elm_agent.errors import InputError, JobCancelled, NotFound, TrainingError
+from elm_agent.errors import InputError, JobCancelled, NotFound, SettingsError, TrainingError
 from elm_agent.memory.condensing import CONDENSE_STEPS, CondenseReport, Rules, Tools, condense
 from elm_agent.memory.merging import groups_of, lineage
 from elm_agent.memory.probe import Probe
@@ -504,6 +504,8 @@ def test_what_cannot_be_done_is_said_first(bank: Bank) -> None:
         condense(bank, "ns", REGION, Tools(probe=Probe(model=Model(), task_for=get_task)))
     with pytest.raises(NotFound):
         condense(bank, "elsewhere", NEAR, tools())
+    with pytest.raises(SettingsError, match="a person approves what is to serve"):
+        condense_bank(bank, Settings(review={"memories": True}), namespace="ns", distil=True, dry_run=True)
 
 
 # --- with a model of its own ------------------------------------------------------------------------------------
