@@ -424,3 +424,15 @@ def test_learning_goes_on_behind_the_answer(opened: Open) -> None:
     may_go.set()
     assert runtime.runner.wait_idle(30)
     assert graph.invoke({"question": "What is 7 times 7?"})["memory_id"] is not None
+
+
+def test_a_run_may_leave_no_trace(opened: Open) -> None:
+    runtime = opened()
+    graph = build_graph(runtime)
+    graph.invoke(FIRST)
+    result = graph.invoke(SECOND, context={"learn": False, "note": False})
+    assert result["memory_id"] is not None
+    assert result["use_id"] is not None, "whoever notes it later has an id for it"
+    assert (runtime.bank.uses("default"), result["job_id"]) == ([], None)
+    with pytest.raises(InputError, match="context 'note' is true or false"):
+        graph.invoke(SECOND, context={"note": "no"})
