@@ -35,6 +35,12 @@ def assert_one_sentence(result: Result, code: int, words: str) -> None:
     assert (result.stdout, result.exit_code) == ("", code)
 
 
+def ask(elm: Elm, *words: str) -> dict[str, Any]:
+    """A question that is asked and not learned."""
+    answer: dict[str, Any] = json.loads(elm("ask", "What is 6 times 7?", "--no-learn", "--json", *words).stdout)
+    return answer
+
+
 def python(*words: object, **more: Any) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter, for what only a whole process shows."""
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=120, **more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from fake_elm import open_fake_runtime
 from typer.testing import CliRunner, Result
 
 import elm_agent.runtime
+from elm_agent.settings import Settings
+from elm_agent.storage.bank import Bank
 
 
 @pytest.fixture
@@ -35,3 +38,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ELM_INDEX", "exact")
     for name, seconds in {"POLL": 0.01, "LEASE": 2, "HEARTBEAT": 0.2}.items():
         monkeypatch.setenv(f"ELM_WORKER__{name}_SECONDS", str(seconds))
+
+
+@pytest.fixture
+def bank(elm: Elm, tmp_path: Path) -> Iterator[Bank]:
+    """In ./.elm, with one memory of ``fake`` parts: answers with it are right, those without are one too much."""
+    assert elm("ask", "What is 9 times 9?", "--wait").exit_code == 0
+    opened = elm_agent.runtime.open_bank(Settings(home=tmp_path / ".elm"))
+    yield opened
+    opened.close()

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from cli_calls import Elm, assert_one_sentence, error_of
+from cli_calls import Elm, ask, assert_one_sentence, error_of
 
 from elm_agent.records import MemoryState
-from elm_agent.runtime import open_bank
-from elm_agent.settings import Settings
 from elm_agent.storage.bank import Bank
 
 pytestmark = pytest.mark.usefixtures("fake")
-
-
-@pytest.fixture
-def bank(elm: Elm, tmp_path: Path) -> Iterator[Bank]:
-    """The bank in ./.elm with one memory; answers with it are right, those without are one too much."""
-    assert elm("ask", "What is 9 times 9?", "--wait").exit_code == 0
-    opened = open_bank(Settings(home=tmp_path / ".elm"))
-    yield opened
-    opened.close()
-
-
-def ask(elm: Elm, *words: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(elm("ask", "What is 6 times 7?", "--no-learn", "--json", *words).stdout)
-    return answer
 
 
 def test_feedback_is_told_and_the_last_word_counts(elm: Elm, bank: Bank) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_calls import Elm, assert_one_sentence, error_of, start, wait_until
+from cli_calls import Elm, ask, assert_one_sentence, error_of, start, wait_until
 
 from elm_agent.records import JobState
 from elm_agent.runtime import open_bank
@@ -27,15 +26,6 @@ def questions(tmp_path: Path) -> Path:
     file = tmp_path / "q.jsonl"
     file.write_text("".join(json.dumps(item) + "\n" for item in PRODUCTS))
     return file
-
-
-@pytest.fixture
-def bank(elm: Elm, tmp_path: Path) -> Iterator[Bank]:
-    """The bank in ./.elm, made by one question that is learned."""
-    assert elm("ask", "What is 9 times 9?", "--wait").exit_code == 0
-    opened = open_bank(Settings(home=tmp_path / ".elm"))
-    yield opened
-    opened.close()
 
 
 def records(file: Path) -> list[dict[str, Any]]:
@@ -55,7 +45,7 @@ def test_ask(elm: Elm) -> None:
 
 def test_ask_and_wait_learns(elm: Elm, bank: Bank) -> None:
     [memory] = bank.memories("default")
-    answer = json.loads(elm("ask", "What is 6 times 7?", "--no-learn", "--json").stdout)
+    answer = ask(elm)
     assert (answer["answer"], answer["route"], answer["job_id"]) == ("42", "memory", None)
     assert answer["memory_id"] == memory.id
     assert answer["candidates"]["zero_shot"]["answer"] == "43"
