@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
+from serving_commands import serving
 
 from elm_agent.testing.tiny import write_tiny_model
 
@@ -47,31 +45,12 @@ def test_serve_answers_until_it_is_stopped(tmp_path: Path) -> None:
         "ELM_LEARN": "false",
         "ELM_INDEX": "exact",
     }
-    command = [sys.executable, "-m", "elm_agent.cli", "serve", "--port", "0", "--json", "--token-file", "tokens"]
-    server = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        told = json.loads(server.stdout.readline())
-        assert told["event"] == "serving"
-        with httpx.Client(headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=120) as client:
-            answer = client.post(f"{told['url']}/mine/ask", json={"question": "What is 2 plus 2?"}).json()
-            assert answer["route"] == "no_memory"
-            assert client.get(f"{told['url']}/default/memories").status_code == 404
-            paths = client.get(told["url"].replace("/v1", "/openapi.json")).json()["paths"]
-            assert {path.rpartition("/")[2] for path in paths} >= {
-                "ask",
-                "recall",
-                "why",
-                "feedback",
-                "memories",
-                "jobs",
-            }
-        server.send_signal(signal.SIGTERM)
-        _, errors = server.communicate(timeout=120)
-        assert server.returncode == 130
-        assert "Traceback" not in errors
-    finally:
-        server.kill()
-        server.communicate()
+    with (
+        serving("serve", "--token-file", "tokens", cwd=tmp_path, **variables) as url,
+        httpx.Client(headers={"Authorization": f"Bearer {token}"}, trust_env=False, timeout=120) as client,
+    ):
+        answer = client.post(f"{url}/mine/ask", json={"question": "What is 2 plus 2?"}).json()
+        assert answer["route"] == "no_memory"
+        assert client.get(f"{url}/default/memories").status_code == 404
+        paths = client.get(url.replace("/v1", "/openapi.json")).json()["paths"]
+        assert {path.rpartition("/")[2] for path in paths} >= {"ask", "recall", "why", "feedback", "memories", "jobs"}

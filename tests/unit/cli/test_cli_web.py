@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from cli_calls import Elm, assert_one_sentence
+from serving_commands import serving
 
 from elm_agent import Settings, open_bank
 from elm_agent.bench.filling import fill, model_of
@@ -56,28 +52,16 @@ def test_it_serves_until_it_is_stopped_and_shows_one_namespace(tmp_path: Path) -
         for name in ("mine", "shared", "other"):
             bank.bind(name, model_of(8))
             assert list(fill(bank, name, np.random.default_rng(0), 2, 8)) == [2]
-    command = [sys.executable, "-m", "elm_agent.cli", "web", "--port", "0", "--json", "--namespace", "mine"]
     variables = {"ELM_HOME": str(tmp_path / "home"), "ELM_SHARED_NAMESPACES": '["shared"]'}
-    server = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        told = json.loads(server.stdout.readline())
-        assert told["event"] == "serving"
-        with httpx.Client(base_url=told["url"], trust_env=False, timeout=120) as client:
-            overview = client.get("/").text
-            assert ">mine<" in overview
-            assert ">shared<" in overview
-            assert "other" not in overview
-            assert "only reads" not in client.get(first_of(client, "mine")).text
-            assert "This page only reads the namespace." in client.get(first_of(client, "shared")).text
-            assert client.get("/n/other/memories").status_code == 404
-            assert client.get("/", headers={"host": "evil.example"}).status_code == 403
-        server.send_signal(signal.SIGTERM)
-        _, errors = server.communicate(timeout=120)
-        assert server.returncode == 130
-        assert "Traceback" not in errors
-    finally:
-        server.kill()
-        server.communicate()
+    with (
+        serving("web", "--namespace", "mine", cwd=tmp_path, **variables) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=120) as client,
+    ):
+        overview = client.get("/").text
+        assert ">mine<" in overview
+        assert ">shared<" in overview
+        assert "other" not in overview
+        assert "only reads" not in client.get(first_of(client, "mine")).text
+        assert "This page only reads the namespace." in client.get(first_of(client, "shared")).text
+        assert client.get("/n/other/memories").status_code == 404
+        assert client.get("/", headers={"host": "evil.example"}).status_code == 403
