@@ -5,48 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
+from graph_calls import FIRST, SECOND, Open
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
 
-from elm_agent import MemoryState, Runtime, UseOutcome, open_runtime
+from elm_agent import MemoryState, Runtime, UseOutcome
 from elm_agent.errors import IndexUnavailable, InputError, SettingsError, StorageError, VerificationError
 from elm_agent.integrations.langgraph import build_graph
 from elm_agent.testing.doubles import FakeModel, FakeTrainer, FixedVerifier
-
-FIRST = {"question": "What is 7 times 8?"}
-SECOND = {"question": "What is 7 times 9?"}
-Open = Callable[..., Runtime]
-
-
-def differing(_prompt: str, memory_id: str | None) -> str:
-    return "\\boxed{2}" if memory_id else "\\boxed{1}"
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Open]:
-    runtimes: list[Runtime] = []
-
-    def open_(*, reply: Any = differing, verifier: Any = None, trainer: Any = None, **settings: Any) -> Runtime:
-        settings = {"home": tmp_path, "worker": {"mode": "inline"}, "index": "exact"} | settings
-        runtime = open_runtime(
-            model=FakeModel(reply=reply),
-            trainer=trainer or FakeTrainer(),
-            verifier=verifier or FixedVerifier(),
-            **settings,
-        )
-        runtimes.append(runtime)
-        return runtime
-
-    yield open_
-    for runtime in runtimes:
-        runtime.close()
 
 
 def strict_saver() -> InMemorySaver:

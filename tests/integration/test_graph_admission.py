@@ -3,49 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from graph_calls import FIRST, SECOND, Open
 
-from elm_agent import MemoryState, Runtime, UseOutcome, open_runtime
+from elm_agent import MemoryState, Runtime, UseOutcome
 from elm_agent.errors import InputError, SettingsError
 from elm_agent.integrations.langgraph import build_graph
 from elm_agent.records import EventKind, Tier
 from elm_agent.runtime import maintain_bank
-from elm_agent.testing.doubles import FakeModel, FakeTrainer, FixedVerifier
+from elm_agent.testing.doubles import FakeModel
 
-FIRST, SECOND = {"question": "What is 7 times 8?"}, {"question": "What is 7 times 9?"}
 ASK: Any = {"learn": False}
 WHY: Any = {"learn": False, "explain": True}
-Open = Callable[..., Runtime]
 
 
 @pytest.fixture
-def opened(tmp_path: Path, database_url: str) -> Iterator[Open]:
-    runtimes: list[Runtime] = []
-
-    def open_(*, memory: str = "2", plain: str = "1", verifier: Any = None, **settings: Any) -> Runtime:
-        model = FakeModel(reply=lambda _prompt, of: f"\\boxed{{{memory if of else plain}}}")
-        usual: dict[str, Any] = {
-            "home": tmp_path,
-            "database_url": database_url,
-            "worker": {"mode": "inline"},
-            "index": "exact",
-        }
-        runtime = open_runtime(
-            model=model,
-            trainer=FakeTrainer(),
-            verifier=verifier or FixedVerifier(),
-            **(usual | {"task": "number"} | settings),
-        )
-        runtimes.append(runtime)
-        return runtime
-
-    yield open_
-    for runtime in runtimes:
-        runtime.close()
+def usual(database_url: str) -> dict[str, Any]:
+    return {"task": "number", "database_url": database_url}
 
 
 def taught(runtime: Runtime) -> Any:
@@ -71,7 +47,7 @@ def rows(runtime: Runtime) -> int:
 
 def test_what_a_probe_finds_harmful_never_serves(opened: Open) -> None:
     """The first memory keeps its own question; the second one spoils the first one's."""
-    runtime = opened(memory="42", plain="42", admission={"probe": True})
+    runtime = opened(reply=lambda _prompt, _of: "\\boxed{42}", admission={"probe": True})
     graph = taught(runtime)
     (first,) = runtime.bank.memories("default")
     assert (first.state, first.reason) == (MemoryState.ACTIVE, None)

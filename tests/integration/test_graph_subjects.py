@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from graph_calls import Open
 
-from elm_agent import Runtime, UseOutcome, open_runtime
+from elm_agent import UseOutcome
 from elm_agent.errors import InputError, ModelMismatch, NotFound, SettingsError
 from elm_agent.integrations.langgraph import build_graph
 from elm_agent.records import EventKind, ModelFingerprint
 from elm_agent.runtime import maintain_bank
-from elm_agent.testing.doubles import FakeModel, FakeTrainer, FixedVerifier
-
-Open = Callable[..., Runtime]
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Open]:
-    runtimes: list[Runtime] = []
-
-    def open_(**settings: Any) -> Runtime:
-        runtime = open_runtime(
-            model=FakeModel(reply=lambda _p, memory_id: "\\boxed{2}" if memory_id else "\\boxed{1}"),
-            trainer=FakeTrainer(),
-            verifier=FixedVerifier(),
-            **{"home": tmp_path, "worker": {"mode": "inline"}, "index": "exact"} | settings,
-        )
-        runtimes.append(runtime)
-        return runtime
-
-    yield open_
-    for runtime in runtimes:
-        runtime.close()
 
 
 def test_a_subject_goes_with_everything_and_can_be_forgotten(opened: Open) -> None:

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from graph_calls import FIRST, SECOND, Open
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from elm_agent import MemoryState, Runtime, open_runtime
+from elm_agent import MemoryState
 from elm_agent.errors import InputError, NotFound, SettingsError, StorageError
 from elm_agent.integrations.langgraph import build_graph
-from elm_agent.testing.doubles import FakeModel, FakeTrainer, FixedVerifier
+from elm_agent.testing.doubles import FixedVerifier
 
-FIRST, SECOND = {"question": "What is 7 times 8?"}, {"question": "What is 7 times 9?"}
 EXPLAIN: Any = {"explain": True, "learn": False}
-Open = Callable[..., Runtime]
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Open]:
-    runtimes: list[Runtime] = []
-
-    def open_(*, verifier: Any = None, reply: Any = None, **settings: Any) -> Runtime:
-        runtime = open_runtime(
-            model=FakeModel(reply=reply or (lambda _p, memory: "\\boxed{2}" if memory else "\\boxed{1}")),
-            trainer=FakeTrainer(),
-            verifier=verifier or FixedVerifier(),
-            **({"home": tmp_path, "worker": {"mode": "inline"}, "index": "exact", "task": "number"} | settings),
-        )
-        runtimes.append(runtime)
-        return runtime
-
-    yield open_
-    for runtime in runtimes:
-        runtime.close()
+def usual() -> dict[str, Any]:
+    return {"task": "number"}
 
 
 def test_an_explanation_has_every_part_of_the_scores(opened: Open) -> None:
