@@ -60,7 +60,8 @@ def test_it_serves_until_it_is_stopped_and_shows_one_namespace(tmp_path: Path) -
         overview = client.get("/").text
         assert ">mine<" in overview
         assert ">shared<" in overview
-        assert "other" not in overview
+        assert ">other<" not in overview
+        assert "/n/other" not in overview
         assert "only reads" not in client.get(first_of(client, "mine")).text
         assert "This page only reads the namespace." in client.get(first_of(client, "shared")).text
         assert client.get("/n/other/memories").status_code == 404
