@@ -60,8 +60,12 @@ def test_a_variable_switches_them_on_and_words_are_the_default(elm: Elm, monkeyp
     assert (refused.exit_code, refused.stdout) == (2, "")
 
 
-def test_a_warning_keeps_its_ids_and_its_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_keeps_its_ids_and_its_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     logger = logging.getLogger("elm_agent.somewhere")
+    # What pytest captures goes from process to process, which such a character cannot.
+    monkeypatch.setattr(logging.getLogger("elm_agent"), "propagate", False)
 
     def warn() -> str:
         try:
