@@ -42,6 +42,8 @@ PRINTED = {
     "docs/langgraph.md": ("job_", r"elm\.retrieved", r"elm\.consolidation\.queued"),
     "docs/observability.md": (r"elm\.train_step",),
     "docs/review.md": (
+        r"^What is 6 times 8\? \d+ \{'\d+': \d",
+        r"^\[\{'memory_id': 'mem_.*'outcome': 'approved', 'note': None\}\]$",
         "^candidate awaits review$",
         "^42 or 41$",
         "^memory 42 a person chose the memory's answer$",

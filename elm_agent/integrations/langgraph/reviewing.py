@@ -5,8 +5,9 @@ Knows the state and LangGraph's interrupts; stores nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from langgraph.config import get_config
 from langgraph.constants import CONFIG_KEY_CHECKPOINTER
@@ -42,12 +43,11 @@ class OverrideAsked(TypedDict):
     choices: list[str]
 
 
-class OverrideDecision(BaseModel):
-    """What resumes the run: ``{"choice": "memory", "note": "..."}``, or the choice alone as a word."""
+class Reply(BaseModel):
+    """What resumes a run: an object of choice and note, or the choice alone as a word."""
 
     model_config = ConfigDict(extra="forbid")
 
-    choice: Choice
     note: str | None = Field(None, max_length=LONGEST_NOTE)
 
     @model_validator(mode="before")
@@ -61,13 +61,26 @@ class OverrideDecision(BaseModel):
         return check_note(value)  # here, for an answer that the interrupt has taken cannot be given again
 
 
+class OverrideDecision(Reply):
+    """What resumes the run: ``{"choice": "memory", "note": "..."}``, or the choice alone as a word."""
+
+    choice: Choice
+
+
+Decision = TypeVar("Decision", bound=Reply)
+
+
+def resumable() -> bool:
+    """Whether the run is kept somewhere, so that it can stop for a person and go on."""
+    return bool(get_config().get("configurable", {}).get(CONFIG_KEY_CHECKPOINTER))
+
+
 def mode_of(wanted: str, *, alone: bool) -> str:
     """How the run asks: "off", "interrupt" or "queue". A run that nothing could resume does not stop, it queues.
 
     ``alone``: whether the run generates its answers by itself, and would do so again if it were resumed.
     """
-    kept = get_config().get("configurable", {}).get(CONFIG_KEY_CHECKPOINTER)
-    return "queue" if wanted == "interrupt" and (alone or not kept) else wanted
+    return "queue" if wanted == "interrupt" and (alone or not resumable()) else wanted
 
 
 def overrides(update: Update) -> bool:
@@ -95,15 +108,24 @@ def asked(runtime: Runtime, state: State) -> OverrideDecision:
     Raises:
         InputError: it is neither of the two. The question still waits, and can be answered again.
     """
+    return answered(payload(runtime, state), OverrideDecision)
+
+
+def answered(question: Mapping[str, Any], form: type[Decision]) -> Decision:
+    """Stop the run until somebody has answered in the form, which has a ``choice`` and a ``note``.
+
+    Raises:
+        InputError: the answer has another form. The question still waits, and can be answered again.
+    """
     try:
-        return interrupt(payload(runtime, state), response_schema=OverrideDecision)
+        return interrupt(question, response_schema=form)
     except ValidationError as error:
         if not is_invalid_resume(error):
             raise
         got = error.errors()[0]["input"]
         raise InputError(
-            f"a review is answered with {' or '.join(map(repr, get_args(Choice)))}, or with an object of choice and "
-            f"note; got {got!r:.80}: the question still waits, answer it again"
+            f"a review is answered with {' or '.join(map(repr, question['choices']))}, or with an object of choice "
+            f"and note; got {got!r:.80}: the question still waits, answer it again"
         ) from error
 
 
