@@ -57,7 +57,7 @@ def list_(
         _memories(out, memories, learned)
     if answers:
         _answers(out, answers)
-    out.say(f"{waiting.memories} memories and {waiting.answers} answers wait for a review in {namespace!r}")
+    out.say(f"waiting for a review in {namespace!r}: memories {waiting.memories}, answers {waiting.answers}")
 
 
 @app.command()

@@ -37,7 +37,7 @@ def test_what_waits_is_decided_and_taken_back(page: Any, bank: Bank, waiting: tu
     first, second, use = waiting
     page.goto("/")
     page.get_by_role("link", name="Review of default").click()
-    page.get_by_text("2 memories and 1 answers wait.").wait_for()
+    page.get_by_text("Waiting: memories 2, answers 1.").wait_for()
     page.get_by_label("Why, of What is 0 plus 0?").fill("it is right")
     page.keyboard.press("Enter")
     page.get_by_text("What is 0 plus 0?: approved, the memory is active.").wait_for()
@@ -46,7 +46,7 @@ def test_what_waits_is_decided_and_taken_back(page: Any, bank: Bank, waiting: tu
     page.get_by_role("button", name="Reject: What is 1 plus 1?").click()
     page.get_by_text("What is 1 plus 1?: rejected, the memory is retired.").wait_for()
     page.get_by_role("region", name="Last decision").get_by_role("button", name="Undo").click()
-    page.get_by_text("1 memories and 1 answers wait.").wait_for()
+    page.get_by_text("Waiting: memories 1, answers 1.").wait_for()
     assert bank.memory("default", second).review is Review.WAITING
     page.get_by_role("button", name="The memory’s is right: What is 6 times 7?").click()
     page.get_by_text("approved, the memory’s answer 42 is right").first.wait_for()

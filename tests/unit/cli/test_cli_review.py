@@ -46,7 +46,7 @@ def test_a_memory_waits_is_approved_and_serves(elm: Elm, bank: Bank) -> None:
     memory = waiting_memory(elm)
     listed = elm("review", "list").stdout
     assert memory in listed
-    assert "1 memories and 0 answers wait for a review in 'default'" in listed
+    assert "waiting for a review in 'default': memories 1, answers 0" in listed
     shown = elm("review", "show", memory).stdout
     assert QUESTION in shown
     assert "awaits review" in shown
@@ -76,7 +76,7 @@ def test_answers_wait_and_are_decided(elm: Elm, bank: Bank) -> None:
     uses = [deferred(elm), deferred(elm)]
     listed = elm("review", "list", "--kind", "answers").stdout
     assert all(use in listed for use in uses)
-    assert "0 memories and 2 answers wait" in listed
+    assert "memories 0, answers 2" in listed
     assert json.loads(elm("review", "list", "--kind", "memories", "--json").stdout)["answers"] == []
     assert len(json.loads(elm("review", "list", "--limit", "1", "--json").stdout)["answers"]) == 1
     shown = elm("review", "show", uses[0]).stdout

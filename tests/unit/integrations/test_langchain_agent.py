@@ -215,13 +215,12 @@ async def test_a_memory_that_calls_a_tool_where_the_plain_answer_is_final_costs_
         assert "calls a tool" in message.response_metadata["reason"]
 
 
-def test_a_tool_that_fails_is_told_to_the_model(opened: Open) -> None:
+def test_a_tool_that_raises_ends_the_run_and_nothing_is_learnt(opened: Open) -> None:
     @tool
     def divide(a: int, b: int) -> float:
         """Divide."""
         raise ValueError(f"cannot divide {a} by {b}")
 
-    divide.handle_tool_error = True
     runtime = opened(script=obliging)
     with pytest.raises(ValueError, match="cannot divide"):
         agent_on(runtime, tools=[divide]).invoke(ASKED)

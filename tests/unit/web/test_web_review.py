@@ -57,7 +57,7 @@ def test_memories_are_approved_and_rejected_and_taken_back(bank: Bank) -> None:
     first, second = wait(bank, "What is 1 times 7?"), wait(bank, "What is <i>2</i> times 7?")
     browser = Browser(bank)
     text = browser.text(PAGE)
-    assert "2 memories and 0 answers wait." in text
+    assert "Waiting: memories 2, answers 0." in text
     assert "What is <i>2</i> times 7?" in text
     assert "<i>2" not in browser.get(PAGE).text
     assert "Review (2)" in browser.text("/")
@@ -65,7 +65,7 @@ def test_memories_are_approved_and_rejected_and_taken_back(bank: Bank) -> None:
     assert (answer.status_code, answer.headers["location"]) == (303, f"{PAGE}?done={first}#change")
     text = browser.text(f"{PAGE}?done={first}")
     assert "What is 1 times 7?: approved, the memory is active." in text
-    assert "1 memories and 0 answers wait." in text
+    assert "Waiting: memories 1, answers 0." in text
     memory = bank.memory("default", first)
     assert (memory.state, memory.reason) == (MemoryState.ACTIVE, "it is right")
     assert press(browser, second, "reject").status_code == 303
@@ -74,7 +74,7 @@ def test_memories_are_approved_and_rejected_and_taken_back(bank: Bank) -> None:
     for id in (first, second):
         assert press(browser, id, "undo").status_code == 303
         assert bank.memory("default", id).review is Review.WAITING
-    assert "2 memories and 0 answers wait." in browser.text(PAGE)
+    assert "Waiting: memories 2, answers 0." in browser.text(PAGE)
     assert {event.actor for event in bank.events("default", first)[2:]} == {"web page"}
 
 
@@ -83,7 +83,7 @@ def test_answers_are_decided_and_taken_back(bank: Bank) -> None:
     browser = Browser(bank)
     text = browser.text(PAGE)
     for words in (
-        "0 memories and 1 answers wait.",
+        "Waiting: memories 0, answers 1.",
         "What is 6 times 7?",
         "42 41",
         "the <b>memory's</b> was preferred",
