@@ -7,11 +7,13 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
 from graph_calls import FIRST, SECOND, Open
+from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, StateGraph
@@ -112,6 +114,15 @@ async def test_events_are_the_same_in_stream_and_astream(opened: Open) -> None:
         assert {event["source"] for event in events[1:3]} == {"memory", "zero_shot"}
     assert sync[0] == asynchronous[0]
     assert sync[3] == asynchronous[3]
+
+
+async def test_it_stands_in_a_chain(opened: Open) -> None:
+    asked = RunnableLambda(lambda number: {"question": f"What is {number} times 8?"})
+    chain = asked | build_graph(opened(learn=False)) | itemgetter("answer")
+    assert chain.invoke(7) == "1"
+    assert chain.batch([2, 3]) == ["1", "1"]
+    assert await chain.ainvoke(4) == "1"
+    assert await chain.abatch([5, 6]) == ["1", "1"]
 
 
 def test_queueing_is_an_event(opened: Open) -> None:

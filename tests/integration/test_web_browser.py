@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from elm_agent.api.access import Access, Holder
 from elm_agent.api.serving import address, listen
 from elm_agent.bench.filling import made_up, model_of, use_of
 from elm_agent.records import MemoryState, Recipe, UseOutcome
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium on this machine: apt-get install --no-install-recommends chromium"
 )
 WIDTH = 16
+TOKEN = "a token of the tests, long"
 PATIENCE = 60_000  # milliseconds
 
 
@@ -47,14 +49,16 @@ def bank(tmp_path: Path) -> Iterator[Bank]:
 
 
 @pytest.fixture
-def served(bank: Bank) -> Iterator[str]:
-    """The address of the page, served as ``elm-agent web`` does it, from a thread."""
+def served(request: pytest.FixtureRequest, bank: Bank) -> Iterator[str]:
+    """The address of the page, served as ``elm-agent web`` does it, from a thread. A parameter: the token it wants."""
     import uvicorn
 
     from elm_agent.web.app import create_app
 
+    token = getattr(request, "param", None)
+    app = create_app(bank, tokens=None if token is None else Access({token: Holder()}))
     with listen("127.0.0.1", 0) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(bank), log_config=None, timeout_graceful_shutdown=5))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         yield address(listening)
@@ -92,6 +96,13 @@ def test_find_a_memory_evict_it_and_take_it_back(page: Any, bank: Bank) -> None:
     assert page.get_by_role("row").count() == 51  # and the head
     page.get_by_role("link", name="Next").click()
     page.wait_for_url(re.compile("after="))
+    page.get_by_label("State").select_option("retired")
+    page.get_by_role("button", name="Show").click()
+    page.get_by_text("No memory is like that.").wait_for()
+    page.get_by_label("State").select_option("active")
+    page.get_by_role("button", name="Show").click()
+    page.wait_for_url(re.compile("state=active"))
+    assert page.get_by_role("row").count() == 51
     page.get_by_label("Question contains").fill("is 37 TIMES")
     page.get_by_role("button", name="Show").click()
     page.wait_for_url(re.compile("text="))
@@ -169,6 +180,20 @@ def test_every_view_draws_and_the_keyboard_reaches_it(page: Any, bank: Bank) -> 
     page.get_by_text("Whole: all").wait_for()
 
 
+@pytest.mark.parametrize("served", [TOKEN], indirect=True)
+def test_one_signs_in_with_the_keyboard(page: Any) -> None:
+    page.goto("/n/default/memories")
+    page.wait_for_url(re.compile("/login"))
+    assert page.evaluate(_NAMELESS) == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(_DULL) == []
+    assert page.evaluate("document.activeElement.name") == "token"
+    page.keyboard.type(TOKEN)
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="default", exact=True).wait_for()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_stand_out_from_their_paper(page: Any, bank: Bank, scheme: str) -> None:
     """A contrast of 4.5 to 1 for every text of the most colourful pages (WCAG 2.2, success criterion 1.4.3)."""
@@ -212,7 +237,7 @@ def every_view(bank: Bank) -> list[str]:
         assert lease is not None
         if ended:
             bank.jobs.fail(lease, "the model went away", backoff_seconds=0, retry=False)
-    views = ["memories", f"memories/{memory_id}", f"memories/{memory_id}/vectors", "memories?text=zebra"]
+    views = ["memories", "review", f"memories/{memory_id}", f"memories/{memory_id}/vectors", "memories?text=zebra"]
     views += ["jobs", f"jobs/{job.id}", "flow", "map", "ledger"]
     return ["/", *(f"{of}/{view}" for view in views), f"{of}/nothing"]
 

@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
 
-from elm_agent.integrations.langchain.shown import memory_values, nearest
+from elm_agent.integrations.langchain.shown import memory_values, namespace_of_run, nearest
 from elm_agent.integrations.langgraph.lazy import shared_runtime
 from elm_agent.memory.answering import check_question
 from elm_agent.runtime import Runtime
@@ -28,7 +28,7 @@ class ElmMemoryRetriever(BaseRetriever):
     runtime: Any = Field(default=shared_runtime, exclude=True, repr=False)
     """An open ``Runtime``, or a function that opens one at first use."""
     namespace: str | None = None
-    """None: the runtime's own."""
+    """None: that of the run's context, or the runtime's own."""
     k: int = Field(default=4, ge=1)
     """At most so many."""
     min_similarity: float = Field(default=-1.0, ge=-1, le=1)
@@ -42,7 +42,7 @@ class ElmMemoryRetriever(BaseRetriever):
         found = nearest(
             runtime,
             check_question(query),
-            namespace=self.namespace,
+            namespace=namespace_of_run(runtime) if self.namespace is None else self.namespace,
             k=self.k if k is None else k,
             min_similarity=self.min_similarity,
         )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from langgraph.runtime import get_runtime
+
 from elm_agent.errors import NotFound
+from elm_agent.integrations.langgraph.state import RunContext, resolve_options
 from elm_agent.memory.recall import nearest_memories
 from elm_agent.records import Episode, EventRecord, Hit, MemoryRecord, MemoryState
 from elm_agent.runtime import Runtime
@@ -33,11 +36,23 @@ def memory_values(memory: MemoryRecord) -> dict[str, Any]:
     }
 
 
+def namespace_of_run(runtime: Runtime) -> str:
+    """What the context says of the run in which this is called, as for the graph; else, or outside one, the settings.
+
+    Raises ``InputError``, ``SettingsError`` for a context that the graph would refuse.
+    """
+    try:
+        run = get_runtime(RunContext)
+    except RuntimeError:  # called by itself
+        return runtime.settings.namespace
+    return runtime.settings.namespace if run is None else resolve_options(run.context, runtime.settings)["namespace"]
+
+
 def nearest(
     runtime: Runtime,
     question: str,
     *,
-    namespace: str | None,
+    namespace: str,
     k: int,
     min_similarity: float = -1.0,
     shared: Sequence[str] | None = None,
@@ -47,19 +62,18 @@ def nearest(
     ``shared``: namespaces to look in too; None: all that are shared with this one. A namespace that nothing was
     learnt in yet has none. Raises ``IndexUnavailable``, ``ModelMismatch``.
     """
-    name = runtime.settings.namespace if namespace is None else namespace
     try:
-        runtime.bank.namespace(name)
+        runtime.bank.namespace(namespace)
     except NotFound:
         return []
-    runtime.bind(name)
+    runtime.bind(namespace)
     return nearest_memories(
         question,
         bank=runtime.bank,
         model=runtime.model,
-        namespace=name,
+        namespace=namespace,
         limit=k,
-        shared=runtime.shared(name) if shared is None else shared,
+        shared=runtime.shared(namespace) if shared is None else shared,
         kind=runtime.settings.retrieval.key,
         min_similarity=min_similarity,
     )

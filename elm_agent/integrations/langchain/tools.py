@@ -15,7 +15,7 @@ from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import Field
 
 from elm_agent.errors import ElmError, NotFound
-from elm_agent.integrations.langchain.shown import history, memory_values, nearest
+from elm_agent.integrations.langchain.shown import history, memory_values, namespace_of_run, nearest
 from elm_agent.integrations.langgraph.graph import build_graph
 from elm_agent.integrations.langgraph.lazy import shared_runtime
 from elm_agent.memory.answering import check_question
@@ -50,24 +50,27 @@ def ask_tool(runtime: Opened = shared_runtime) -> BaseTool:
 
 
 def memory_tools(runtime: Opened = shared_runtime, *, namespace: str | None = None) -> list[BaseTool]:
-    """``recall_memories``, ``why_memory`` and ``give_feedback`` on one namespace; None: the runtime's own.
+    """``recall_memories``, ``why_memory`` and ``give_feedback`` on one namespace.
 
-    Namespaces that are shared with it are read too.
+    None: that of the run's context, as for ``ask_tool``, or the runtime's own. Namespaces that are shared with it are
+    read too.
     """
 
-    def get() -> Runtime:
-        return runtime() if callable(runtime) else runtime
+    def get() -> tuple[Runtime, str]:
+        opened = runtime() if callable(runtime) else runtime
+        return opened, namespace_of_run(opened) if namespace is None else namespace
 
     def recall_memories(
         question: Annotated[str, Field(description="What the experiences should be near to.")],
         k: Annotated[int, Field(description="At most so many.", ge=1, le=20)] = 4,
     ) -> str:
-        found = nearest(get(), check_question(question), namespace=namespace, k=k)
+        opened, own = get()
+        found = nearest(opened, check_question(question), namespace=own, k=k)
         return _json([{**memory_values(memory), "similarity": round(hit.similarity, 4)} for hit, memory in found])
 
     def why_memory(memory_id: Annotated[str, Field(description="An id, such as recall_memories returns.")]) -> str:
-        opened = get()
-        home = find_home(opened, memory_id, namespace)
+        opened, own = get()
+        home = find_home(opened, memory_id, own)
         bank = opened.bank
         events = bank.events(home, memory_id, limit=20)
         return _json(history(bank.memory(home, memory_id), bank.episode(home, memory_id), events))
@@ -77,7 +80,8 @@ def memory_tools(runtime: Opened = shared_runtime, *, namespace: str | None = No
         verdict: Annotated[Literal["right", "wrong"], Field(description="What the user said of it.")],
         answer: Annotated[str | None, Field(description="The right answer, where the user told it.")] = None,
     ) -> str:
-        report = get().feedback(use_id, verdict, answer=answer, namespace=namespace)
+        opened, own = get()
+        report = opened.feedback(use_id, verdict, answer=answer, namespace=own)
         return _json(asdict(report))
 
     return [
@@ -101,9 +105,8 @@ def memory_tools(runtime: Opened = shared_runtime, *, namespace: str | None = No
     ]
 
 
-def find_home(runtime: Runtime, memory_id: str, namespace: str | None) -> str:
+def find_home(runtime: Runtime, memory_id: str, own: str) -> str:
     """The namespace of a memory: one's own, or one that is shared with it. Raises ``NotFound``."""
-    own = runtime.settings.namespace if namespace is None else namespace
     for name in (own, *runtime.shared(own)):
         try:
             runtime.bank.memory(name, memory_id)

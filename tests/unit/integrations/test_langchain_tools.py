@@ -69,6 +69,43 @@ def test_memories_are_recalled_and_explained(opened: Open, learn: Learn) -> None
     assert called(memory_tools(runtime, namespace="nobody"), "recall_memories", question=FIRST) == []
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_all_tools_of_one_agent_look_into_the_namespace_of_its_run(
+    opened: Open, learn: Learn, asynchronous: bool
+) -> None:
+    runtime = opened(script=words, learn=False)
+    of_default, of_ben = learn(runtime, FIRST), learn(runtime, FIRST, "ben")
+    named = {tool.name: tool for tool in (ask_tool(runtime), *memory_tools(runtime))}
+    retriever = ElmMemoryRetriever(runtime=runtime)
+
+    def told(state: MessagesState) -> Any:
+        use_id = json.loads(named["ask_elm"].invoke({"question": SECOND}))["use_id"]
+        (found,) = json.loads(named["recall_memories"].invoke({"question": FIRST}))
+        (document,) = retriever.invoke(state["messages"][-1].text)
+        why = json.loads(named["why_memory"].invoke({"memory_id": found["memory_id"]}))
+        noted = json.loads(named["give_feedback"].invoke({"use_id": use_id, "verdict": "right"}))
+        assert found["memory_id"] == document.id == why["memory_id"]
+        assert noted["recorded"]
+        return {"messages": [AIMessage(found["memory_id"])]}
+
+    async def atold(state: MessagesState) -> Any:
+        use_id = json.loads(await named["ask_elm"].ainvoke({"question": SECOND}))["use_id"]
+        (found,) = json.loads(await named["recall_memories"].ainvoke({"question": FIRST}))
+        (document,) = await retriever.ainvoke(state["messages"][-1].text)
+        assert json.loads(await named["give_feedback"].ainvoke({"use_id": use_id, "verdict": "right"}))["recorded"]
+        assert found["memory_id"] == document.id
+        return {"messages": [AIMessage(found["memory_id"])]}
+
+    graph = StateGraph(MessagesState, context_schema=RunContext)
+    agent = graph.add_node("look", atold if asynchronous else told).add_edge(START, "look").compile()
+    for context, expected in (({"namespace": "ben"}, of_ben), ({}, of_default), (None, of_default)):
+        call: Any = {"messages": FIRST}
+        out = await agent.ainvoke(call, context=context) if asynchronous else agent.invoke(call, context=context)
+        assert out["messages"][-1].text == expected
+    assert [use.feedback for use in runtime.bank.uses("ben")] == ["right"]
+    assert [use.feedback for use in runtime.bank.uses("default")] == ["right", "right"]
+
+
 def test_feedback_is_noted(opened: Open, learn: Learn) -> None:
     runtime = opened(script=words, learn=False)
     learn(runtime, FIRST)
