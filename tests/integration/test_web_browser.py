@@ -50,7 +50,7 @@ def bank(tmp_path: Path) -> Iterator[Bank]:
 
 @pytest.fixture
 def served(request: pytest.FixtureRequest, bank: Bank) -> Iterator[str]:
-    """The address of the page, served as ``elm-agent web`` does it, from a thread. A parameter: the token it wants."""
+    """The address of the page, served as ``elm-agent web`` does it, from a thread. A parameter is its token."""
     import uvicorn
 
     from elm_agent.web.app import create_app

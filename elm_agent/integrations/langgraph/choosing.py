@@ -116,6 +116,7 @@ def _voted(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
             task=runtime.task,
             samples=runtime.budget.samples,
             max_new_tokens=runtime.settings.max_new_tokens,
+            seed=runtime.budget.seed,
         )
         voted, tally = vote(decision, [Sample(text, runtime.task.extract(text)) for text in texts], runtime.task)
     except Exception as error:

@@ -66,7 +66,8 @@ def settings_of(name: str, settings: Settings, *, seed: int) -> Settings:
         SettingsError: a setting that is not known, or a value that it cannot have.
     """
     base, _, words = name.partition(":")
-    changed: dict[str, dict[str, Any]] = {"learning": {"seed": seed}, "retrieval": {}, "verification": {}}
+    seeded = {"learning": {"seed": seed}, "utility": {"seed": seed}}
+    changed: dict[str, dict[str, Any]] = {**seeded, "retrieval": {}, "verification": {}}
     for kind in KeyKind:
         if base.endswith(f"_{kind.value}"):
             changed["retrieval"]["key"] = kind.value
