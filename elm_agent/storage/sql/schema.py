@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 from elm_agent.records import UNSTORABLE
 from elm_agent.storage.sql.faults import Damaged
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration; a test compares it with the migrations themselves."""
 
 
@@ -166,6 +166,7 @@ class MemoryRow(Base):
         ForeignKeyConstraint(["namespace", "episode_id"], ["episodes.namespace", "episodes.id"]),
         Index("ix_memories_state", "namespace", "state", "created_at", "id"),
         Index("ix_memories_created", "namespace", "created_at", "id"),
+        Index("ix_memories_votes", "namespace", "final_vote_share", "id"),
         Index("ix_memories_tensor", "namespace", "tensor_digest"),
         Index("ix_memories_content", "namespace", "content_digest"),
         Index("ix_memories_subject", "namespace", "subject"),
