@@ -111,6 +111,16 @@ def test_figures_and_counts_are_of_each_part(tmp_path: Path) -> None:
     assert counted(run.lines)[-1].row[0] == "sums, 2: hard"
 
 
+def test_the_counts_at_the_end_compare_with_the_method_zero_shot_where_it_was_judged(tmp_path: Path) -> None:
+    """A method without a plain candidate of its own is compared too; a pair that was not judged is none."""
+    right = [answer("zero_shot", n, n < 3) for n in range(4)]
+    bare = [answer("icl", n, n > 0) for n in range(5)]
+    run = read_run(write_run(tmp_path, [*right, *bare]))
+    (icl,) = [one for one in counted(run.lines) if one.method == "icl"]
+    assert (icl.pairs, icl.zero_shot, icl.fixed, icl.broken, icl.right) == (4, 3, 1, 1, 4)
+    assert icl.row[6:10] == ("80.0%", "75.0%", 1, 1)
+
+
 def test_a_report_has_a_table_of_the_parts(tmp_path: Path) -> None:
     made = report.build(read_run(parted(tmp_path)))
     report.write(tmp_path / "out", made)
