@@ -12,6 +12,7 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core for each process, before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import s3
 from forks import forks
@@ -21,6 +22,9 @@ from servers import KeptChroma, pgvector_binaries
 
 from elm_agent.models.pull import is_pulled
 from elm_agent.storage.sql.database import Database
+
+hypothesis.settings.register_profile("elm", deadline=None)  # machines may be slow
+hypothesis.settings.load_profile("elm")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)

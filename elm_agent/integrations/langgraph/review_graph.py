@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from langchain_core.runnables import Runnable, RunnableLambda
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -22,7 +22,9 @@ from elm_agent.integrations.langgraph.state import RunContext, resolve_options
 from elm_agent.memory.reviewing import decide
 from elm_agent.records import MemoryRecord, Review
 from elm_agent.runtime import Runtime
-from elm_agent.storage.bank import Bank
+
+if TYPE_CHECKING:
+    from elm_agent.storage.bank import Bank
 
 ACTOR = "graph review"
 MemoryChoice = Literal["approve", "reject", "later"]
