@@ -124,7 +124,7 @@ class GrpoTrainer:
                 _pull, objective_of(recipe), memory, text_ids, prefix, reference, last_id, rows, advantages_G, recipe
             )
             pull, norm, seconds_update = self.model.compute(
-                partial(_timed_update, update, memory.parameters, course.optimizer, recipe.max_grad_norm)
+                partial(_timed_update, update, memory.parameters, course.optimizer, recipe.max_grad_norm, cancelled)
             )
         refuse_diverged(memory.parameters, pull.loss, norm, step)
         # 3. The whole trajectory is kept.
@@ -254,9 +254,15 @@ def _pull(
 
 
 def _timed_update(
-    pull: Callable[[], Pull], parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer, max_norm: float
+    pull: Callable[[], Pull],
+    parameters: Sequence[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float,
+    cancelled: Callable[[], bool],
 ) -> tuple[Pull, float, float]:
     """What pulled, the gradient's norm, and the seconds it took."""
+    if cancelled():  # it may have waited for the updates of many others
+        raise JobCancelled("stopped before an update, as asked")
     tick = time.perf_counter()
     pulled = pull()
     norm = descend(parameters, optimizer, max_norm)

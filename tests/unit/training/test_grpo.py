@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,25 @@ def test_cancellation_is_seen_between_steps(model: LocalModel) -> None:
             observe=lambda name, _detail: steps.append(name),
             cancelled=lambda: len(steps) == 2,
         )
+
+
+def test_cancellation_is_seen_before_an_update_that_waited(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, asked = grpo.judge, threading.Event()
+
+    def judged(*given: Any, **named: Any) -> Any:  # the last thing before an update
+        asked.set()
+        return judge(*given, **named)
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("an update began")
+
+    monkeypatch.setattr(grpo, "judge", judged)
+    monkeypatch.setattr(grpo, "_pull", never)
+    recipe = Recipe(rollouts=2, steps=2, max_new_tokens=3, virtual_tokens=2)
+    with pytest.raises(JobCancelled, match="before an update"):
+        GrpoTrainer(model, get_task("text")).train(QUESTION, recipe=recipe, seed=0, cancelled=asked.is_set)
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_a_sentence(tmp_path: Path) -> None:
