@@ -259,6 +259,12 @@ class VerificationSettings(_Section):
         "mean_logprob", description="judges two different answers; the default from our comparison"
     )
     samples: int = Field(8, ge=1, description="extra samples of the majority verifier")
+    opinions: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="further memories that answer where the two differ: all vote, a tie is the verifier's; 0: paper",
+    )
     prm_path: Path | None = Field(None, description="folder of a process reward model (Qwen2.5-Math-PRM format)")
     prm_aggregate: Literal["product", "min", "last"] = Field(
         "product", description="how the scores of the steps become one"

@@ -141,6 +141,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def joined(*reasons: str | None) -> str | None:
+    """All reasons there are, in one line."""
+    return "; ".join(reason for reason in reasons if reason) or None
+
+
 @dataclass(frozen=True, slots=True)
 class _Choice:
     memory: Candidate

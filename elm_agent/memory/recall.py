@@ -26,7 +26,7 @@ class Recall:
     """What was found. ``prompt`` is None when nothing was; then ``reason`` says why and ``failed`` whose fault.
 
     ``considered``: every candidate with the parts of its score, best first, those below the threshold last; empty
-    when nobody asked for scores.
+    when nobody asked for scores. ``others``: those that come after it, as many as were wanted and are there.
     """
 
     memory_id: str | None = None
@@ -36,6 +36,7 @@ class Recall:
     reason: str | None = None
     failed: bool = False  # a memory should have been there, but could not be read
     considered: tuple[Ranked, ...] = ()
+    others: tuple[Hit, ...] = ()
 
 
 def recall(
@@ -47,6 +48,7 @@ def recall(
     shared: Sequence[str] = (),
     kind: KeyKind = KeyKind.INPUT,
     top_k: int = 1,
+    others: int = 0,
     min_similarity: float = -1.0,
     exclude_same_question: bool = False,
     ranking: Ranking | None = None,
@@ -59,7 +61,8 @@ def recall(
     below ``min_similarity``, a threshold of ours that the paper does not have. Namespaces of ``shared`` are searched
     beside one's own. ``ranking``: another order of the nearest, see ``memory.ranking``. ``abstaining``: those that
     are more likely to hurt than to help are passed over, as far as uses tell, but for a few questions that explore.
-    ``explain``: say in ``considered`` what was looked at, which changes nothing else.
+    ``others``: how many further ones to name; they are not read. ``explain``: say in ``considered`` what was looked
+    at, which changes nothing else.
 
     Raises:
         IndexUnavailable, StorageError: the bank cannot be asked at all.
@@ -72,7 +75,7 @@ def recall(
         namespace,
         kind,
         model.query(question, kind),
-        max(top_k, by.candidates) if orders else top_k,
+        max(top_k + others, by.candidates) if orders else top_k + others,
         shared=shared,
         exclude_question=question if exclude_same_question else None,
     )
@@ -96,7 +99,7 @@ def recall(
             considered=considered,
         )
     passed_over = []
-    for hit in near[:top_k]:
+    for place, hit in enumerate(near[:top_k], start=1):
         try:
             prompt = bank.prompt(hit.namespace, hit.memory_id)
         except (TensorMissing, TensorCorrupt, NotFound) as error:
@@ -111,6 +114,7 @@ def recall(
             prompt=prompt,
             reason="; ".join([*passed_over, *filter(None, [explored])]) or None,
             considered=considered,
+            others=tuple(near[place : place + others]),
         )
     best = near[0]
     return Recall(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from elm_agent.memory.abstention import fraction_of
-from elm_agent.memory.answering import Decision
+from elm_agent.memory.answering import Decision, joined
 from elm_agent.protocols import Task
 from elm_agent.records import Candidate, Route, Tier
 from elm_agent.storage.posterior import Posterior
@@ -138,16 +138,12 @@ def vote(decided: Decision, samples: Sequence[Sample], task: Task) -> tuple[Deci
     tally = Tally(len(found.members), len(voters))
     said = f"{tally.votes} of {tally.voters} votes for {str(found.answer)[:80]!r}"
     if not found.members or 0 in found.members:
-        return replace(decided, reason=_joined(decided.reason, said if found.members else None)), tally
+        return replace(decided, reason=joined(decided.reason, said if found.members else None)), tally
     winner, route = voters[found.members[0]], decided.route
     if route in (Route.MEMORY, Route.ZERO_SHOT):
         route = Route.MEMORY if winner is decided.memory else Route.ZERO_SHOT
-    reason = _joined(decided.reason, f"{said}, against {str(decided.answer)[:80]!r}")
+    reason = joined(decided.reason, f"{said}, against {str(decided.answer)[:80]!r}")
     return replace(decided, route=route, answer=winner.answer, text=winner.text, reason=reason), tally
-
-
-def _joined(*reasons: str | None) -> str | None:
-    return "; ".join(reason for reason in reasons if reason) or None
 
 
 def _proven(worth: Posterior, by: Budget) -> str:

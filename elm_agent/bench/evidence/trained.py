@@ -133,8 +133,8 @@ class RememberedTrainer:
                 stop.set()
 
     def _file(self, question: str, recipe: Recipe, seed: int) -> Path:
-        asked = self._task.messages(question)
-        name = digest_of([self._model.fingerprint.id, self._task.name, asked, asdict(recipe), seed])
+        asked, told = self._task.messages(question), asdict(replace(recipe, min_vote_share=0.0))  # it only admits
+        name = digest_of([self._model.fingerprint.id, self._task.name, asked, told, seed])
         return self._folder / f"{name.removeprefix('sha256:')[:40]}.safetensors"
 
     def _write(self, file: Path, trained: Trained) -> None:

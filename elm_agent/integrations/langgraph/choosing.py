@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from elm_agent.integrations.langgraph.state import CandidateState, Options, State
-from elm_agent.memory.answering import Decision, decide, decide_alone, describe
+from elm_agent.errors import NotFound, TensorCorrupt, TensorMissing
+from elm_agent.integrations.langgraph.state import CandidateState, Opinion, Options, State
+from elm_agent.memory.answering import Decision, ask, candidate, decide, decide_alone, describe, joined
 from elm_agent.memory.explaining import explanation
+from elm_agent.memory.opinions import hear, undecided
 from elm_agent.memory.recall import Recall
 from elm_agent.memory.tiers import Chosen, Sample, choose, vote
 from elm_agent.records import Candidate, Route, Tier
@@ -47,8 +49,15 @@ def routed(runtime: Runtime, state: State, late_zero_shot: Callable[[], Candidat
     decision = _decided(runtime, state, Candidate(**(zero_shot or late_zero_shot())))
     # two rows were generated after all where one should have been enough
     update: Update = {"tier": Tier.NORMAL.value} if state.get("tier") == Tier.CHEAP else {}
+    tallies: dict[str, Any] = {}
+    if state.get("opinions") and undecided(decision):
+        decision, tallies, served = _heard(runtime, state, decision)
+        update |= served
     if state.get("tier") == Tier.THOROUGH:
-        decision, update = _voted(runtime, state, decision)
+        decision, voted = _voted(runtime, state, decision)
+        tallies |= voted
+    if tallies:
+        update["budget"] = state.get("budget", {}) | tallies
     return update | {
         "answer": decision.answer,
         "text": decision.text,
@@ -69,7 +78,7 @@ def explained(runtime: Runtime, state: State, update: Update) -> Update:
         top_k=runtime.settings.retrieval.top_k,
         threshold=state["options"]["min_similarity"],
         considered=state.get("considered", []),
-        memory_id=state["memory_id"],
+        memory_id=update.get("memory_id", state["memory_id"]),
         route=Route(update["route"]),
         reason=update["reason"],
         verifier=runtime.verifier.name,
@@ -81,11 +90,6 @@ def explained(runtime: Runtime, state: State, update: Update) -> Update:
             **(update.get("budget") or state.get("budget") or {}),
         },
     )
-
-
-def joined(*reasons: str | None) -> str | None:
-    """All reasons there are, in one line."""
-    return "; ".join(reason for reason in reasons if reason) or None
 
 
 def _alone(state: State, memory: CandidateState) -> Update:
@@ -107,7 +111,54 @@ def _decided(runtime: Runtime, state: State, zero_shot: Candidate) -> Decision:
     return decide(state["question"], memory, zero_shot, runtime.task, runtime.verifier)
 
 
-def _voted(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision, Update]:
+def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision, dict[str, Any], Update]:
+    """What further memories make of it, their rows drawn in one batch: also the tally, and who serves now.
+
+    A failure costs their say, not the answer.
+    """
+    try:
+        homes = _readable(runtime, state.get("opinions", []))
+        rows = [
+            ask(
+                state["question"],
+                model=runtime.model,
+                task=runtime.task,
+                max_new_tokens=runtime.settings.max_new_tokens,
+                prefix=runtime.bank.prompt(home["namespace"], home["memory_id"]),
+            )
+            for home in homes
+        ]
+        opinions = [
+            candidate(row.result(), task=runtime.task, memory_id=home["memory_id"])
+            for row, home in zip(rows, homes, strict=True)
+        ]
+        heard = hear(state["question"], decision, opinions, runtime.task, runtime.verifier)
+    except Exception as error:
+        logger.warning("no further memory was heard", exc_info=error)
+        return _without(decision, "no further memory was heard", error), {}, {}
+    tally = {"votes": heard.votes, "voters": heard.voters, "memories": [home["memory_id"] for home in homes]}
+    if heard.speaker is None:
+        return heard.decision, {"opinions": tally}, {}
+    home = homes[heard.speaker]
+    served = {"memory_namespace": home["namespace"], "memory_id": home["memory_id"], "similarity": home["similarity"]}
+    return heard.decision, {"opinions": tally}, served
+
+
+def _readable(runtime: Runtime, homes: Sequence[Opinion]) -> list[Opinion]:
+    """Those whose memory can be read; it is in the bank's cache then."""
+    found = []
+    for home in homes:
+        try:
+            runtime.bank.prompt(home["namespace"], home["memory_id"])
+        except (TensorMissing, TensorCorrupt, NotFound) as error:
+            ids = {"memory_id": home["memory_id"], "namespace": home["namespace"]}
+            logger.warning("memory %s is not heard: %s", home["memory_id"], error, extra=ids)
+        else:
+            found.append(home)
+    return found
+
+
+def _voted(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision, dict[str, Any]]:
     """What a vote of further samples makes of it. A failure costs the vote, not the answer."""
     try:
         texts = draw_texts(
@@ -121,5 +172,9 @@ def _voted(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
         voted, tally = vote(decision, [Sample(text, runtime.task.extract(text)) for text in texts], runtime.task)
     except Exception as error:
         logger.warning("the vote failed", exc_info=error)
-        return replace(decision, reason=joined(decision.reason, f"the vote failed: {describe(error)}")), {}
-    return voted, {"budget": state.get("budget", {}) | {"vote": asdict(tally)}}
+        return _without(decision, "the vote failed", error), {}
+    return voted, {"vote": asdict(tally)}
+
+
+def _without(decision: Decision, what: str, error: Exception) -> Decision:
+    return replace(decision, reason=joined(decision.reason, f"{what}: {describe(error)}"))

@@ -17,10 +17,9 @@ from langgraph.config import get_stream_writer
 from langgraph.runtime import get_runtime
 
 from elm_agent.integrations.langgraph import choosing, reviewing
-from elm_agent.integrations.langgraph.choosing import joined
 from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
 from elm_agent.integrations.langgraph.tracing import trace
-from elm_agent.memory.answering import ask, candidate, check_question, describe
+from elm_agent.memory.answering import ask, candidate, check_question, describe, joined
 from elm_agent.memory.explaining import plain_abstention, plain_scores
 from elm_agent.memory.recall import recall
 from elm_agent.protocols import RowStream
@@ -61,6 +60,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
         "memory_candidate": None,
         "zero_shot_candidate": None,
         "considered": [],
+        "opinions": [],
         "tier": Tier.NORMAL.value,
         "abstention": None,
         "budget": {},
@@ -77,6 +77,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
             shared=runtime.shared(options["namespace"]),
             kind=runtime.settings.retrieval.key,
             top_k=runtime.settings.retrieval.top_k,
+            others=runtime.settings.verification.opinions,
             min_similarity=options["min_similarity"],
             exclude_same_question=options["exclude_same_question"],
             ranking=runtime.ranking,
@@ -94,6 +95,10 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
             "memory_failed": found.failed,
             "memory_note": found.reason,
             "considered": plain_scores(found.considered),
+            "opinions": [
+                {"namespace": hit.namespace, "memory_id": hit.memory_id, "similarity": hit.similarity}
+                for hit in found.others
+            ],
             "abstention": plain_abstention(abstaining),
             "tier": chosen.tier.value,
             "budget": {"reason": chosen.reason, "gains": {tier.value: gain for tier, gain in chosen.gains}},
@@ -184,7 +189,8 @@ def verify_and_route(runtime: Runtime, state: State) -> Update:
         update["explanation"] = choosing.explained(runtime, state, update)
     elif state.get("explanation"):
         update["explanation"] = None  # of this thread's last question
-    trace(namespace=state["options"]["namespace"], memory_id=state["memory_id"], route=update["route"])
+    memory_id = update.get("memory_id", state["memory_id"])
+    trace(namespace=state["options"]["namespace"], memory_id=memory_id, route=update["route"])
     memory, zero_shot = update["candidates"]["memory"], update["candidates"]["zero_shot"]
     _emit(
         "elm.routed",

@@ -16,8 +16,9 @@ from langgraph.types import interrupt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from elm_agent.errors import InputError
-from elm_agent.integrations.langgraph.choosing import Update, joined
+from elm_agent.integrations.langgraph.choosing import Update
 from elm_agent.integrations.langgraph.state import State
+from elm_agent.memory.answering import joined
 from elm_agent.memory.explaining import why
 from elm_agent.memory.reviewing import LONGEST_NOTE, check_note, chosen
 from elm_agent.records import Review, Route, UseRecord

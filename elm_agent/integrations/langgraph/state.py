@@ -99,6 +99,14 @@ class Options(TypedDict):
     manual_threshold: NotRequired[bool]  # whether somebody set ``min_similarity``: then it alone decides
 
 
+class Opinion(TypedDict):
+    """A further memory that may be heard."""
+
+    namespace: str
+    memory_id: str
+    similarity: float
+
+
 class Decided(TypedDict):
     """What a person said when they were asked: "memory" or "zero_shot", and why."""
 
@@ -117,6 +125,7 @@ class State(Question, Answer):
     zero_shot_candidate: CandidateState | None
     considered: NotRequired[list[dict[str, Any]]]  # scores of ``memory.explaining``, for ``explain``
     abstention: NotRequired[dict[str, Any] | None]  # likewise
+    opinions: NotRequired[list[Opinion]]  # the next nearest memories, for two different answers
     tier: NotRequired[str]  # a ``records.Tier``: what the answer costs
     budget: NotRequired[dict[str, Any]]  # why the tier, in plain values
     decision: NotRequired[Decided | None]  # a person's, of this question

@@ -1,0 +1,87 @@
+"""Further memories are heard where the nearest one's answer and the plain one differ: all answers vote.
+
+A tie is the verifier's, so without a further memory this is the choice between two (METHOD section 3). Numbers and
+texts in, a choice out; generates nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from elm_agent.errors import VerificationError
+from elm_agent.memory.answering import Decision, joined
+from elm_agent.protocols import Task, Verifier
+from elm_agent.records import Candidate, Route
+from elm_agent.tasks.votes import group_answers
+
+MEMORY, PLAIN, FIRST = 0, 1, 2
+"""Places among those that vote: the nearest memory's answer, the plain one, and from where on the opinions stand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What came of it: ``votes`` of ``voters`` gave the answer that is returned.
+
+    ``speaker``: place among the opinions of the one that stands for the memories now; None: the nearest one does.
+    """
+
+    decision: Decision
+    votes: int
+    voters: int
+    speaker: int | None = None
+
+
+def undecided(decided: Decision) -> bool:
+    """Whether two different answers stand against each other, so that others may be heard."""
+    memory, plain = decided.memory, decided.zero_shot
+    differ = decided.route in (Route.MEMORY, Route.ZERO_SHOT)
+    return differ and memory is not None and memory.answer is not None and plain.answer is not None
+
+
+def hear(question: str, decided: Decision, opinions: Sequence[Candidate], task: Task, verifier: Verifier) -> Heard:
+    """Let both candidates and the opinions of further memories vote.
+
+    An answer that most of them gave is returned; of several that equally many gave, the one that the verifier scores
+    highest, where of equals the plain one stands. An opinion that wins against both candidates takes the place of the
+    memory's. ``decided``: for which ``undecided`` holds.
+
+    Raises:
+        TaskError, VerificationError: answers cannot be compared, or a tie cannot be settled.
+    """
+    assert decided.memory is not None
+    voters = [decided.memory, decided.zero_shot, *opinions]
+    classes = group_answers([one.answer for one in voters], task.equivalent).classes
+    most = max(map(len, classes))
+    tied = [members for members in classes if len(members) == most]
+    winners, scores = tied[0], {}
+    if len(tied) > 1:
+        scores = _scores(question, voters, sorted(place for members in tied for place in members), verifier)
+        winners = max(tied, key=lambda members: (max(scores[place] for place in members), PLAIN in members))
+    said = f"{most} of {len(voters)} answers say {str(voters[winners[0]].answer)[:80]!r}"
+    settled = f"{said}, the verifier's choice of {len(tied)} such" if scores else said
+    decision, speaker = _spoken(replace(decided, reason=joined(decided.reason, settled)), voters, winners, scores)
+    return Heard(decision=decision, votes=most, voters=len(voters), speaker=speaker)
+
+
+def _scores(
+    question: str, voters: Sequence[Candidate], places: Sequence[int], verifier: Verifier
+) -> dict[int, float]:
+    verdicts = verifier.score(question, [voters[place] for place in places])
+    if len(verdicts) != len(places):
+        raise VerificationError(f"expected {len(places)} verdicts; got {len(verdicts)}")
+    return {place: float(verdict.score) for place, verdict in zip(places, verdicts, strict=True)}
+
+
+def _spoken(
+    decided: Decision, voters: Sequence[Candidate], winners: Sequence[int], scores: dict[int, float]
+) -> tuple[Decision, int | None]:
+    """The decision for the class of ``winners``, and which opinion speaks for the memories from now on."""
+    if PLAIN in winners:
+        plain = decided.zero_shot
+        return replace(decided, route=Route.ZERO_SHOT, answer=plain.answer, text=plain.text), None
+    speaker = voters[winners[0]]
+    if winners[0] != MEMORY:
+        speaker = replace(speaker, score=scores.get(winners[0]))
+    decision = replace(decided, route=Route.MEMORY, answer=speaker.answer, text=speaker.text, memory=speaker)
+    return decision, None if winners[0] == MEMORY else winners[0] - FIRST

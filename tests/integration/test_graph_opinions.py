@@ -1,0 +1,122 @@
+"""Further memories that are heard where the nearest one's answer and the plain one differ, through the graph."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from graph_calls import Open
+
+from elm_agent import Runtime
+from elm_agent.errors import TensorMissing
+from elm_agent.integrations.langgraph import build_graph
+
+LEARNT = ["What is 7 times 8?", "What is 7 times 7?", "What is 7 times 6?", "What is 7 times 5?"]
+ASKED: Any = {"question": "What is 7 times 9?"}
+EXPLAIN: Any = {"learn": False, "explain": True}
+
+
+@pytest.fixture
+def usual() -> dict[str, Any]:
+    return {"task": "number", "verification": {"opinions": 2}}
+
+
+def taught(runtime: Runtime, answers: list[str]) -> list[str]:
+    """Teach it all of ``LEARNT``; the nearest memory of ``ASKED`` gives the first of ``answers``, and so on."""
+    graph = build_graph(runtime)
+    for question in LEARNT:
+        graph.invoke({"question": question})
+    told = graph.invoke(ASKED, context=EXPLAIN)["explanation"]["retrieval"]["candidates"]
+    near = [one["memory_id"] for one in told]
+    of = dict(zip(near, answers, strict=False))
+    model: Any = runtime.model
+    model.reply = lambda _prompt, memory_id: of.get(memory_id, "0") if memory_id else "1"
+    model.batches.clear()
+    return near
+
+
+def rows(runtime: Runtime) -> int:
+    model: Any = runtime.model
+    return sum(len(batch) for batch in model.batches)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_opinion_against_both_answers_serves_and_is_noted(opened: Open, mode: str) -> None:
+    runtime = opened()
+    near = taught(runtime, ["2", "3", "3", "2"])
+    graph = build_graph(runtime)
+    out = (
+        graph.invoke(ASKED, context=EXPLAIN) if mode == "sync" else asyncio.run(graph.ainvoke(ASKED, context=EXPLAIN))
+    )
+    assert (out["answer"], out["route"], out["memory_id"]) == ("3", "memory", near[1])
+    assert out["candidates"]["memory"]["memory_id"] == near[1]
+    assert "2 of 4 answers say '3'" in out["reason"]
+    assert rows(runtime) == 4
+    told = out["explanation"]
+    assert json.loads(json.dumps(told)) == told
+    assert told["budget"]["opinions"] == {"votes": 2, "voters": 4, "memories": near[1:3]}
+    assert [one["memory_id"] for one in told["retrieval"]["candidates"] if one["used"]] == [near[1]]
+    assert out["similarity"] == told["retrieval"]["candidates"][1]["similarity"]
+    (use,) = [one for one in runtime.bank.uses("default") if one.id == out["use_id"]]
+    assert (use.memory_id, use.memory_answer, use.zero_shot_answer, use.similarity) == (
+        near[1],
+        "3",
+        "1",
+        out["similarity"],
+    )
+
+
+def test_opinions_for_the_plain_answer_keep_it(opened: Open) -> None:
+    runtime = opened()  # whose verifier likes every memory better
+    near = taught(runtime, ["2", "1", "4", "2"])
+    out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
+    assert (out["answer"], out["route"], out["memory_id"]) == ("1", "zero_shot", near[0])
+
+
+def test_nobody_is_asked_where_both_agree(opened: Open) -> None:
+    runtime = opened()
+    taught(runtime, ["1", "3", "3", "3"])
+    out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
+    assert (out["answer"], out["route"], rows(runtime)) == ("1", "agreed", 2)
+    assert "opinions" not in out["explanation"]["budget"]
+
+
+def test_none_are_heard_by_default(opened: Open) -> None:
+    runtime = opened(verification={})
+    taught(runtime, ["2", "3", "3", "3"])
+    assert build_graph(runtime).invoke(ASKED, context=EXPLAIN)["answer"] == "2"
+    assert rows(runtime) == 2
+
+
+def test_a_memory_that_cannot_be_read_has_no_say(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = opened()
+    near = taught(runtime, ["2", "3", "3", "2"])
+    prompt = runtime.bank.prompt
+
+    def lost(namespace: str, memory_id: str) -> Any:
+        if memory_id == near[1]:
+            raise TensorMissing(f"the tensor of {memory_id} is gone")
+        return prompt(namespace, memory_id)
+
+    monkeypatch.setattr(runtime.bank, "prompt", lost)
+    out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
+    assert out["explanation"]["budget"]["opinions"] == {"votes": 1, "voters": 3, "memories": [near[2]]}
+
+
+def test_where_hearing_them_fails_the_answer_stands(opened: Open) -> None:
+    runtime = opened()
+    near = taught(runtime, ["2", "3", "3", "2"])
+    model: Any = runtime.model
+    reply = model.reply
+
+    def broken(prompt: str, memory_id: str | None) -> str:
+        if memory_id == near[2]:
+            raise RuntimeError("the row broke")
+        return str(reply(prompt, memory_id))
+
+    model.reply = broken
+    out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
+    assert (out["answer"], out["route"], out["memory_id"]) == ("2", "memory", near[0])
+    assert "no further memory was heard: RuntimeError: the row broke" in out["reason"]
