@@ -7,6 +7,7 @@ is taken up again must be the same run; what differs is named. Knows nothing of 
 from __future__ import annotations
 
 import json
+import lzma
 import math
 import os
 import threading
@@ -135,7 +136,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> StoredRun:
-    """A run as it is on disk, also while it is being written.
+    """A run as it is on disk, also while it is being written; its lines may be packed, ``generations.jsonl.xz``.
 
     Raises:
         InputError: it is no run folder, or of a format that this library does not know.
@@ -209,10 +210,12 @@ def _item(row: dict[str, Any]) -> tuple[tuple[str, str], Item]:
 
 def _objects(file: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     """What ``make`` makes of each whole line; what stands after the last line end is being written, or torn."""
+    packed = file.with_name(file.name + ".xz")
     try:
-        *whole, _ = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
+        told = lzma.decompress(packed.read_bytes()) if packed.exists() and not file.exists() else file.read_bytes()
+    except (OSError, lzma.LZMAError) as error:
+        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    *whole, _ = told.split(b"\n")
     for number, line in enumerate(whole, 1):
         try:
             yield make(json.loads(line))

@@ -35,7 +35,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
     """Find the memory and read it into the bank's cache, so that generating with it costs no I/O.
 
     ``defaults``: options of a run that generates both answers by itself and whose context does not say otherwise; its
-    tier is always normal.
+    tier is always normal, and no further memory is heard.
 
     Raises:
         InputError: the question is not a text or is blank, or the run's context is unusable.
@@ -77,7 +77,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
             shared=runtime.shared(options["namespace"]),
             kind=runtime.settings.retrieval.key,
             top_k=runtime.settings.retrieval.top_k,
-            others=runtime.settings.verification.opinions,
+            others=0 if defaults is not None else runtime.settings.verification.opinions,
             min_similarity=options["min_similarity"],
             exclude_same_question=options["exclude_same_question"],
             ranking=runtime.ranking,

@@ -125,6 +125,14 @@ def test_a_memory_serves_later_questions_and_never_its_own(tiny: LocalModel, wor
     assert len(list((tmp_path / "run/work/trained").glob("*.safetensors"))) == 4, "each question was trained once"
 
 
+def test_a_gate_decides_what_serves_and_trains_nothing_anew(tiny: LocalModel, words: str, tmp_path: Path) -> None:
+    lines = run(tiny, tmp_path / "run", "elm", "elm:min_vote_share=1", tasks=(words,))
+    gated = [line for line in lines if line.method == "elm:min_vote_share=1" and line.phase is Phase.LEARN]
+    assert "candidate" in {line.state for line in gated}, "random votes are split"
+    assert not any(line.candidates for line in gated), "the rollouts are those of the other method"
+    assert len(list((tmp_path / "run/work/trained").glob("*.safetensors"))) == 4
+
+
 def test_a_killed_run_ends_like_one_that_is_not(tiny: LocalModel, words: str, tmp_path: Path) -> None:
     whole = comparable(run(tiny, tmp_path / "whole", "elm", tasks=(words,)))
     for after in (2, 5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from elm_agent.bench.evidence.contract import GenerationLine
 from elm_agent.bench.evidence.folder import read_run
 from elm_agent.bench.evidence.report import FILES, build, write
 from elm_agent.cli.app import app
+from elm_agent.errors import InputError
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -223,6 +225,18 @@ def test_a_broken_folder_is_one_sentence(tmp_path: Path, file: str, text: str, w
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
     assert not (folder / "report").exists()
+
+
+def test_packed_lines_give_the_same_report(tmp_path: Path) -> None:
+    plain = written(write_run(tmp_path, whole_stream()))
+    lines = tmp_path / "generations.jsonl"
+    packed = tmp_path / "generations.jsonl.xz"
+    packed.write_bytes(lzma.compress(lines.read_bytes()))
+    lines.unlink()
+    assert written(tmp_path) == plain
+    packed.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_run(tmp_path)
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
