@@ -122,7 +122,8 @@ class RunFolder:
                 _refuse_other(self.path, noted, head)
                 for name in ("methods", "seeds"):
                     head[name] = noted[name] + [one for one in head[name] if one not in noted[name]]
-                _write(file, _pretty(noted | {name: head[name] for name in ("methods", "seeds")}))
+                made = _gone_on(noted.get("environment") or {}, head.get("environment") or {})
+                _write(file, _pretty(noted | {name: head[name] for name in ("methods", "seeds")} | made))
             elif self._file.records:
                 raise InputError(f"{self.path} has {LINES} and no {RUN}: name another folder with --out")
             else:
@@ -184,6 +185,14 @@ def _refuse_other(path: Path, noted: dict[str, Any], head: dict[str, Any]) -> No
             f"{path} is another run: {'; '.join(found[:5])}{more}; use the same settings, or name another folder "
             "with --out"
         )
+
+
+def _gone_on(noted: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The environment of the run's beginning, with each other command that it went on with."""
+    commands, command = noted.get("went_on_with", []), now.get("command")
+    if command in (None, noted.get("command"), *commands):
+        return {}
+    return {"environment": {**noted, "went_on_with": [*commands, command]}}
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ from evidence_scripts import SETTINGS, Killed, Scripted, ScriptedMaker, Told, an
 from elm_agent.bench.evidence import methods, orders
 from elm_agent.bench.evidence.contract import Phase, Protocols
 from elm_agent.bench.evidence.folder import RunFolder, read_run
-from elm_agent.bench.evidence.plan import Plan
+from elm_agent.bench.evidence.plan import Plan, head_of
 from elm_agent.bench.evidence.task_sets import load_task_set
 from elm_agent.errors import InputError, StorageError, StoreBusy
 from elm_agent.testing.doubles import FakeModel
@@ -126,6 +126,14 @@ def test_more_methods_and_seeds_may_be_added(tmp_path: Path) -> None:
     assert timeless(run.lines) == timeless(more)
     assert {(line.method, line.seed) for line in more} == {("scripted", 0), ("other", 1), ("scripted", 1)}
     assert run.items["arithmetic", first[0].item_id].question
+
+
+def test_every_command_that_a_run_went_on_with_is_noted(tmp_path: Path) -> None:
+    for command in ("first", "second", "first", "second", "third"):
+        head = head_of(plan_of("scripted"), SETTINGS, {}, {"command": command, "date": "today"})
+        RunFolder(tmp_path, head, []).close()
+    made = json.loads((tmp_path / "run.json").read_text())["environment"]
+    assert made == {"command": "first", "date": "today", "went_on_with": ["second", "third"]}
 
 
 def test_a_failure_is_a_record_and_the_stream_goes_on(tmp_path: Path) -> None:
