@@ -26,10 +26,16 @@ def check_logs(model: LocalModel) -> None:
         raise ModelError("stored keys and values can be put before the rows of the native engine alone: choose it")
 
 
-def log_of(model: LocalModel, messages: Sequence[Message], text: str, *, memory_id: str) -> tuple[KeyValues, int]:
+def log_of(
+    model: LocalModel, messages: Sequence[Message], text: str, *, memory_id: str, anchor: int = 0
+) -> tuple[KeyValues, int]:
     """The states of ``text`` as the answer to ``messages``, at positions from 0, and how many tokens were read.
 
     A row with them as its prefix goes on after the text, and sees through its states the messages that it answers.
+
+    Args:
+        anchor: so many of the first tokens that were read stand before the text's: models put attention that they
+            have no use for on the first position (arXiv 2309.17453), whose states nothing else can stand for.
 
     Raises:
         InputError: the text is empty, or too long together with the messages.
@@ -49,22 +55,21 @@ def log_of(model: LocalModel, messages: Sequence[Message], text: str, *, memory_
     @torch.no_grad()
     def read() -> KeyValues:
         prefix, _ = network.read([network.embed([*prompt_ids, *text_ids])])
-        keys_LHVD, values_LHVD = last_states(prefix.states(), len(text_ids))
-        keys_LHVD = moved_back(network.model, keys_LHVD, len(prompt_ids))
+        keys_LHVD, values_LHVD = _states(prefix.states())
+        first, last = slice(anchor), slice(len(prompt_ids), None)
+        moved_LHVD = moved_back(network.model, keys_LHVD[:, :, last], len(prompt_ids) - anchor)
+        keys_LHVD = torch.cat([keys_LHVD[:, :, first], moved_LHVD], dim=2)
+        values_LHVD = torch.cat([values_LHVD[:, :, first], values_LHVD[:, :, last]], dim=2)
         return KeyValues(_kept(keys_LHVD), _kept(values_LHVD), memory_id)
 
     return model.compute(read), len(prompt_ids) + len(text_ids)
 
 
-def last_states(
-    states: Sequence[tuple[torch.Tensor, torch.Tensor]], positions: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (L, H, V, D) of the last V positions of one row. Raises ``ModelError`` where layers differ."""
-    if len({(keys.shape, values.shape) for keys, values in states}) != 1:
+def _states(layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values (L, H, V, D) of one row. Raises ``ModelError`` where layers differ."""
+    if len({(keys.shape, values.shape) for keys, values in layers}) != 1:
         raise ModelError("the layers keep keys and values of different forms, which no stored prefix has")
-    keys_LHVD = torch.cat([keys[:, :, -positions:] for keys, _ in states])
-    values_LHVD = torch.cat([values[:, :, -positions:] for _, values in states])
-    return keys_LHVD, values_LHVD
+    return torch.cat([keys for keys, _ in layers]), torch.cat([values for _, values in layers])
 
 
 def _kept(states: torch.Tensor) -> torch.Tensor:

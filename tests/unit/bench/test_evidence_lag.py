@@ -71,7 +71,7 @@ def test_the_nearest_answer_is_put_before_the_question_as_states(place: Workplac
     learned = method.learn(ONE, first)
     after(method, OTHER)
     asked = place.task.messages(ONE.question)
-    log, read = log_of(model, asked, first.text, memory_id="lag/one")
+    log, read = log_of(model, asked, first.text, memory_id="lag/one", anchor=1)
     assert (learned.tokens, learned.prompt_tokens) == (0, read)
     assert learned.kept["positions"] == log.virtual_tokens < read
 
@@ -134,7 +134,7 @@ def test_lag_tts_keeps_the_sample_that_won_the_vote(place: Workplace, model: Loc
     given = [answer for answer in answers if answer is not None]
     winner = max(given, key=lambda answer: (given.count(answer), -given.index(answer)))
     text = next(one.text for one in learned.texts if one.answer == winner)
-    log, read = log_of(model, place.task.messages(ONE.question), text, memory_id="lag_tts:9/one")
+    log, read = log_of(model, place.task.messages(ONE.question), text, memory_id="lag_tts:9/one", anchor=1)
     assert learned.kept["positions"] == log.virtual_tokens
     assert learned.reason == f"vote share {given.count(winner) / 9:.3f}"
     assert learned.tokens == sum(one.tokens for one in learned.texts)

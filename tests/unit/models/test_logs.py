@@ -112,6 +112,34 @@ def test_a_log_at_its_old_place_goes_on_as_if_all_had_been_read(
     torch.testing.assert_close(stored, plain, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", KNOWN)
+def test_a_log_with_all_before_it_as_its_anchor_is_the_whole_text(
+    architecture: str, make: Callable[[str], LocalModel]
+) -> None:
+    model = make(architecture)
+    network, prompt = model.network, model.encode(CHAT)
+    ids = model.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    log, _ = log_of(model, CHAT, TEXT, memory_id="m", anchor=len(prompt))
+    with torch.no_grad():
+        _, stored = network.read([network.embed([70, 71])], Reader(network).after(log))
+        _, plain = network.read([network.embed([*prompt, *ids, 70, 71])])
+    torch.testing.assert_close(stored, plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", KNOWN)
+def test_an_anchor_stands_first_and_the_text_right_behind_it(
+    architecture: str, make: Callable[[str], LocalModel]
+) -> None:
+    model = make(architecture)
+    whole, bare = (log_of(model, CHAT, TEXT, memory_id="m", anchor=anchor)[0] for anchor in (1, 0))
+    assert whole.virtual_tokens == bare.virtual_tokens + 1
+    first, _ = states_at(model.network, list(model.encode(CHAT)[:1]), 0)
+    torch.testing.assert_close(whole.keys_LHVD[:, :, :1].double(), first, rtol=0, atol=1e-4)
+    behind = moved_back(model.network.model, whole.keys_LHVD[:, :, 1:].double(), 1)
+    torch.testing.assert_close(behind, bare.keys_LHVD.double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(whole.values_LHVD[:, :, 1:], bare.values_LHVD)
+
+
 def test_a_question_follows_its_log_without_a_gap(make: Callable[[str], LocalModel]) -> None:
     model = make("llama")
     log, _ = log_of(model, CHAT, TEXT, memory_id="m")

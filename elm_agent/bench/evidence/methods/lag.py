@@ -1,8 +1,9 @@
 """Log-augmented generation: stored key-value states of past reasoning (Chen et al., arXiv 2505.14398).
 
 After a question its whole text is read, question and answer, and the states of the answer alone are kept, without
-their positions. The nearest past answer's states are put before a new question, at positions from 0. As the ELM paper
-has them (arXiv 2606.17803, section 4.2 and appendix E.3): LAG keeps the greedy answer, LAG-TTS one that won a vote.
+their positions, behind those of the first token. The nearest past answer's states are put before a new question, at
+positions from 0. As the ELM paper has them (arXiv 2606.17803, section 4.2 and appendix E.3): LAG keeps the greedy
+answer, LAG-TTS one that won a vote.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from elm_agent.records import Recipe
 from elm_agent.storage.tensors.local import LocalTensors
 
 _NAMESPACE = "logs"
+_ANCHOR = 1
+"""First tokens kept with a log. The source keeps none, and a small model then answers nothing: docs/baselines.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,9 @@ class Lag(Retriever[Log]):
     def _log(self, item: Item, solution: str) -> Learned:
         if not solution:
             return Learned(reason="the answer is empty")
-        states, read = log_of(self._local, self.task.messages(item.question), solution, memory_id=self._id(item))
+        states, read = log_of(
+            self._local, self.task.messages(item.question), solution, memory_id=self._id(item), anchor=_ANCHOR
+        )
         self.model.prompt_tokens += read
         log = Log(self._files.put(_NAMESPACE, to_bytes(states)), states.virtual_tokens)
         self._keep(item, log)
