@@ -68,7 +68,7 @@ def load(
     import torch
 
     from elm_agent.models.engine import LocalModel
-    from elm_agent.models.loading import load_pretrained
+    from elm_agent.models.loading import load_pretrained, why_eager
     from elm_agent.models.skinny import use_skinny_linears
     from elm_agent.models.vllm_engine import refuse_missing, vllm_drawer
 
@@ -101,6 +101,7 @@ def load(
         graphs=graphs,
         drawer=drawer,
     )
-    if model.network.why_slow is not None:
-        logger.warning("model %r is run as it is, correct but slower: %s", name, model.network.why_slow)
+    reasons = (model.network.why_slow, model.network.why_reread, why_eager(loaded.model))
+    if slower := [why for why in reasons if why is not None]:
+        logger.warning("model %r is run as it is, correct but slower: %s", name, "; ".join(slower))
     return model

@@ -39,8 +39,9 @@ class ComputeThread:
         future: Future[_Result] = Future()
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=_serve, args=(self._work,), name="elm-compute", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=_serve, args=(self._work,), name="elm-compute", daemon=True)
+                thread.start()
+                self._thread = thread
                 weakref.finalize(self, self._work.put, None).atexit = False
             self._work.put((future, work, torch.is_grad_enabled()))
         try:

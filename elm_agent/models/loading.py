@@ -64,7 +64,7 @@ def load_pretrained(
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=pick_dtype(dtype, where),
-                attn_implementation="sdpa",
+                attn_implementation=None,  # transformers' choice: SDPA, or "eager" where a family has no other
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -133,6 +133,12 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
         return torch.float32 if device.type == "cpu" else "auto"
     chosen: torch.dtype = getattr(torch, dtype)
     return chosen
+
+
+def why_eager(model: PreTrainedModel) -> str | None:
+    """Why attention is computed in steps of its own, in one phrase; None where torch does it in one."""
+    chosen = model.config._attn_implementation
+    return None if chosen == "sdpa" else f"transformers has no SDPA for it, so attention is {chosen!r}"
 
 
 def _converted(gguf: Path, cache: Path) -> Path:

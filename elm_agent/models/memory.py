@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,20 +19,56 @@ def spare_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + kept)
+    return min(
+        [*_spare_of_host(), *_spare_of_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))], default=None
+    )
+
+
+def _spare_of_host() -> Iterator[int]:
     try:
         with open("/proc/meminfo") as lines:
-            kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+            yield next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         names = os.sysconf_names if hasattr(os, "sysconf_names") else {}
-        if "SC_AVPHYS_PAGES" not in names:
-            return None
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(kilobytes) * 1024
+        if "SC_AVPHYS_PAGES" in names:
+            yield os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def out_of_memory(error: BaseException) -> bool:
+def _spare_of_groups(groups: Path, root: Path) -> Iterator[int]:
+    """What Linux leaves to this process's control group and to each that it lies in; a container is one.
+
+    ``groups`` names them, one a hierarchy; in version 1 memory has its own below ``root``, in version 2 there is one.
+    """
+    try:
+        hierarchies = [line.split(":", 2) for line in groups.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in hierarchies:
+        if controllers == "":
+            top, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # Inside a container its own group may be mounted at the top, while the path is the one outside.
+        below = path.strip("/").split("/")
+        for depth in range(len(below) + 1):
+            yield from _spare_of(top.joinpath(*below[:depth]), *names)
+
+
+def _spare_of(group: Path, limit: str, used: str, cache: str) -> Iterator[int]:
+    """Nothing where there is no limit ("max") or no such group. Pages of files that nobody reads count as free."""
+    try:
+        most, now = int((group / limit).read_text()), int((group / used).read_text())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return
+    yield max(0, most - now + int(counts.get(cache, 0)))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
     """Whether this is torch's way of saying that memory has run out; on a CPU it has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def row_bytes(prefix: Prefix, positions: int) -> int:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.lowrank import Adapter, beside, projections
+from elm_agent.models.rereading import why_reread
 from elm_agent.models.slots import Slots
+from elm_agent.models.sparing import recomputed
 from elm_agent.models.step import why_unknown, window_of
 from elm_agent.models.tree import Tree, tree_of
 
@@ -30,6 +32,7 @@ class Prefix:
     """Keys and values of B rows of L positions, and which network has read them.
 
     ``mask_BL``: bool, False at pads. ``adapters_B``: what is beside the network for each row, also for what follows.
+    Of a network with ``why_reread`` the cache has one layer, whose keys (B, 1, L, E) are the embeddings it has read.
     """
 
     network: Network
@@ -75,6 +78,7 @@ class Network:
     """A causal language model in eval mode without trainable parameters.
 
     ``why_slow``: why its architecture is decoded by transformers alone; None where the quick way is known.
+    ``why_reread``: why a row is read anew for every token; None where what it has read can be kept.
     ``exact``: False for one that only comes near another, so that what it draws has to be corrected for.
     ``pack``: decode with weights that are packed once, where that is quicker. Not for one that is trained.
     ``graphs``: decode by CUDA graphs, on a GPU.
@@ -87,10 +91,12 @@ class Network:
         self.exact = exact
         self._pack = pack
         self._graphs = graphs
+        self._sparing = False
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.embedding.weight.device
         self.dtype: torch.dtype = self.embedding.weight.dtype
         self.why_slow = why_unknown(model)
+        self.why_reread = None if self.why_slow is None else why_reread(model)
 
     @property
     def trains_head(self) -> bool:
@@ -137,7 +143,8 @@ class Network:
     ) -> Prefix:
         """What ``read`` goes on from: for B rows nothing, or given keys and values (B, H, V, D) of every layer."""
         # Layers with a window forget what lies outside; those that are known are decoded with all positions kept.
-        cache = DynamicCache() if self.why_slow is None else DynamicCache(config=self.model.config)
+        plain = self.why_slow is None or self.why_reread is not None
+        cache = DynamicCache() if plain else DynamicCache(config=self.model.config)
         for layer, (keys, values) in enumerate(states):
             cache.update(keys, values, layer)
         positions = states[0][0].shape[2] if states else 0
@@ -151,6 +158,8 @@ class Network:
         """
         embeds_BLE, mask_BL = left_pad(rows)
         prefix = self.begin(adapters_B=(None,) * len(rows)) if after is None else after
+        if self.why_reread is not None:
+            return prefix, wide(self._reread(prefix, mask_BL, embeds_BLE, last=1)[:, -1])
         out = self._run(self.model, prefix, mask_BL, inputs_embeds=embeds_BLE, logits_to_keep=1)
         return prefix, wide(out.logits[:, -1])
 
@@ -160,6 +169,8 @@ class Network:
         Returns logits (B, T, vocabulary), float32 or wider.
         """
         everything = torch.ones_like(tokens_BT, dtype=torch.bool)
+        if self.why_reread is not None:
+            return wide(self._reread(prefix, everything, self.embedding(tokens_BT), last=tokens_BT.shape[1]))
         return wide(self._run(self.model, prefix, everything, input_ids=tokens_BT).logits)
 
     def logprobs(
@@ -171,12 +182,29 @@ class Network:
         """
         if self.reads_trees(prefix, tokens_BT.shape[1]):
             rows = [tokens_T[mask_T].tolist() for tokens_T, mask_T in zip(tokens_BT, mask_BT, strict=True)]
-            chosen_N = self._of_tree(prefix.shared(1), tree_of(rows, last_id, self.device), temperature)
+            tree, seen = tree_of(rows, last_id, self.device), prefix.shared(1)
+            with self._recomputed(seen):
+                chosen_N = self._of_tree(seen, tree, temperature)
         else:
             last_B1 = torch.full((tokens_BT.shape[0], 1), last_id, device=self.device)
-            inputs_BT = torch.cat([last_B1, tokens_BT[:, :-1]], dim=1)
-            chosen_N = self._of_rows(prefix.shared(len(inputs_BT)), inputs_BT, tokens_BT, mask_BT, temperature)
+            inputs_BT, seen = torch.cat([last_B1, tokens_BT[:, :-1]], dim=1), prefix.shared(len(tokens_BT))
+            with self._recomputed(seen):
+                chosen_N = self._of_rows(seen, inputs_BT, tokens_BT, mask_BT, temperature)
         return chosen_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, chosen_N)
+
+    @contextmanager
+    def sparing(self) -> Iterator[None]:
+        """``logprobs`` in here take less memory for their gradient and more time; only where ``why_slow`` is None."""
+        self._sparing = True
+        try:
+            yield
+        finally:
+            self._sparing = False
+
+    def _recomputed(self, prefix: Prefix) -> AbstractContextManager[None]:
+        if not (self._sparing and torch.is_grad_enabled()):
+            return nullcontext()
+        return recomputed(self.model.model.layers, prefix.cache, partial(self.beside, prefix.adapters_B))
 
     def reads_trees(self, prefix: Prefix, positions: int) -> bool:
         """Whether completions of so many positions are read as a tree: where every layer sees all of a row."""
@@ -223,6 +251,25 @@ class Network:
         everything = torch.ones_like(inputs_BT, dtype=torch.bool)
         hidden_BTE = self._run(self.model.model, prefix, everything, input_ids=inputs_BT).last_hidden_state
         return head_logprobs(hidden_BTE[mask_BT], self.model.lm_head.weight, tokens_BT[mask_BT], temperature)
+
+    def _reread(self, prefix: Prefix, mask_BT: torch.Tensor, embeds_BTE: torch.Tensor, *, last: int) -> torch.Tensor:
+        """Append positions to every row and read it from its beginning: the logits after the ``last`` of them.
+
+        Rows with pads are read one by one: layers may take a pad for text.
+        """
+        new_B1TE = embeds_BTE[:, None]
+        embeds_B1LE, _ = prefix.cache.update(new_B1TE, new_B1TE.new_empty(*new_B1TE.shape[:3], 0), 0)
+        prefix.mask_BL = torch.cat([prefix.mask_BL, mask_BT], dim=1)
+        parts = [(embeds_B1LE[:, 0], prefix.adapters_B)]
+        if not bool(prefix.mask_BL.all()):
+            rows = zip(embeds_B1LE, prefix.mask_BL, prefix.adapters_B, strict=True)
+            parts = [(embeds_1LE[:, mask_L], (adapter,)) for embeds_1LE, mask_L, adapter in rows]
+        logits = []
+        for embeds_BLE, adapters_B in parts:
+            with self.beside(adapters_B):
+                out = self.model(inputs_embeds=embeds_BLE, use_cache=False, logits_to_keep=last)
+            logits.append(out.logits)
+        return torch.cat(logits)
 
     def _run(self, module: Any, prefix: Prefix, mask_BT: torch.Tensor, **inputs: Any) -> Any:
         """Run ``module`` on T more positions of every row, of which ``mask_BT`` are real."""

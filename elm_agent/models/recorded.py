@@ -54,7 +54,7 @@ class RecordedStep:
         self._model = model
         self._record = record
         self._recordings: dict[int, _Recording] = {}
-        self._where: tuple[int, ...] = ()
+        self._where: list[tuple[object, ...]] = []
 
     @torch.no_grad()
     def __call__(self, slots: Slots, tokens_B: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ class RecordedStep:
         slots.grow()
         rows = 1 << (slots.rows - 1).bit_length()
         slots.widen(rows)
-        where = tuple(tensor.data_ptr() for tensor in (*slots.keys, *slots.values))
+        where = [_place(tensor) for tensor in (*slots.keys, *slots.values)]
         if where != self._where:
             self._recordings, self._where = {}, where
         if (known := self._recordings.get(rows)) is None:
@@ -83,3 +83,8 @@ class RecordedStep:
         replay, logits_BV = self._record(partial(fixed_step, self._model, slots, tokens, lengths))
         replay()
         return _Recording(tokens, lengths, replay, logits_BV)
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    """What a recording takes for granted: other slots may lie at the same address and be cut otherwise."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -160,11 +160,12 @@ class Serving:
         with self._arrived:
             if self._closed:
                 raise ModelError("the model is closed: open a new runtime")
+            if self._thread is None:
+                thread = threading.Thread(target=self._serve, name="elm-engine", daemon=True)
+                thread.start()  # where there can be no thread, nobody waits for it
+                self._thread = thread
             waiting.extend(flights)
             self._arrived.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="elm-engine", daemon=True)
-                self._thread.start()
 
     def _serve(self) -> None:
         while self._work():
@@ -185,10 +186,11 @@ class Serving:
         try:
             with self._lease.serving():
                 self._lease.run(partial(self._fly, aboard, company=company))
-        except BaseException as error:  # it belongs to the callers, who get it from their futures
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers, who get it from their futures
             traceback.clear_frames(error.__traceback__)  # they hold the rows' tensors: memory for what comes next
             if not aboard:
-                raise
+                self._refuse(error)
+                return
             if len(aboard) == 1:
                 aboard[0].end(error)
                 return
@@ -197,6 +199,18 @@ class Serving:
         for part in (aboard[:half], aboard[half:]):
             if part:
                 self._run(part, company=False)
+
+    def _refuse(self, error: BaseException) -> None:
+        """Nobody could be taken on: the first who wait, rollouts before answers, learn why. The others come next."""
+        with self._arrived:
+            waiting = self._rollouts or self._answers
+            first = [flight for flight in waiting if flight.source is waiting[0].source]
+            for flight in first:
+                waiting.remove(flight)
+        if waiting is self._answers:
+            self._lease.expect_answers(-len(first))
+        for flight in _wanted(first):
+            flight.end(error)
 
     def _fly(self, aboard: list[_Flight], *, company: bool) -> None:
         """Take on, step and let go until nobody is aboard. Whoever is still in ``aboard`` has no result yet."""
@@ -228,8 +242,9 @@ class Serving:
         """Those to take on now: every answer for which there is a row, and the rollouts that fit into memory."""
         answering = sum(isinstance(flight.source, GenerationRequest) for flight in aboard)
         with self._arrived:
+            room = self._rollout_room(len(aboard) - answering, alone=not aboard)  # may raise: before any is taken
             answers = _taken(self._answers, self._max_rows - answering)
-            rollouts = _taken(self._rollouts, self._rollout_room(len(aboard) - answering, alone=not aboard))
+            rollouts = _taken(self._rollouts, room)
         if answers:
             self._lease.expect_answers(-len(answers))
         return _wanted([*answers, *rollouts])

@@ -13,6 +13,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 
@@ -235,19 +236,25 @@ def _pull(
     advantages_G: torch.Tensor,
     recipe: Recipe,
 ) -> Pull:
-    """``objective.pull``, and where memory runs out again in smaller micro-batches: the sum is the same."""
-    longest = max(len(row.tokens) for row in rows)
-    usual = CPU_TOKEN_BUDGET if memory.network.device.type == "cpu" else TOKEN_BUDGET
-    budget = min(usual, longest * len(rows))
+    """``objective.pull``, and where memory runs out again in smaller micro-batches: the sum is the same.
+
+    Where a single row takes too much, its layers are computed twice instead of being kept.
+    """
+    network, longest = memory.network, max(len(row.tokens) for row in rows)
+    usual = CPU_TOKEN_BUDGET if network.device.type == "cpu" else TOKEN_BUDGET
+    budget, sparing = min(usual, longest * len(rows)), False
     while True:
         try:
-            return objective.pull(
-                memory.network, prefix, reference, last_id, rows, advantages_G, recipe, token_budget=budget
-            )
+            with network.sparing() if sparing else nullcontext():
+                return objective.pull(
+                    network, prefix, reference, last_id, rows, advantages_G, recipe, token_budget=budget
+                )
         except RuntimeError as error:
-            if not out_of_memory(error) or budget <= longest:
+            at_end = sparing or (budget <= longest and network.why_slow is not None)
+            if at_end or not out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the attempt
+        sparing = budget <= longest
         for parameter in memory.parameters:
             parameter.grad = None
         prefix, budget = memory.read(text_ids), budget // 2

@@ -182,7 +182,7 @@ def parameterisation_of(recipe: Recipe) -> type[Learning]:
 
 
 def _states(prefix: Prefix) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    if not all(hasattr(layer, "keys") for layer in prefix.cache.layers):
+    if prefix.network.why_reread is not None:
         raise InputError("parameterisation 'prefix' needs keys and values in every layer: use 'soft_prompt'")
     return prefix.states()
 

@@ -135,9 +135,9 @@ class _Course:
     def seed_of(self, step: int) -> int:
         return rollout_seed(self._seed, step, 0)
 
-    def check_cancelled(self) -> None:
+    def check_cancelled(self, where: str = "before") -> None:
         if self._cancelled():
-            raise JobCancelled(f"stopped before step {len(self.curve) + 1} of {self._recipe.steps}, as asked")
+            raise JobCancelled(f"stopped {where} step {len(self.curve) + 1} of {self._recipe.steps}, as asked")
 
     def rewards(self, completions: list[list[int]]) -> list[float | None]:
         """Votes on a group's completions; answers have the model meanwhile."""
@@ -153,6 +153,7 @@ class _Course:
             for tokens in completions
         ]
         with self._loan.pause():
+            self.check_cancelled("within")
             self._judged = judge(self._model, self._task, rows, step)
         return [rollout.reward for rollout in self._judged.rollouts]
 

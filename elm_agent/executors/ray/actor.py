@@ -45,11 +45,11 @@ class Learner:
                 f"the bank lies in files of host {only_host!r}, this worker runs on {socket.gethostname()!r}: set "
                 "database_url to a PostgreSQL server, and tensors to a folder or object store that all hosts share"
             )
-        self._runtime = load(factory)(Settings(**settings), owns_index=False)
+        self._runtime = load(factory)(_counted(Settings(**settings)), owns_index=False)
         found = self._runtime.model.fingerprint
         if found.id != model_id:
             raise JobError(f"this worker has model {found.name!r} ({found.id[:19]}), the jobs want {model_id[:19]}")
-        self._worker = self._runtime.worker(concurrency=1)  # the crew counts a job to each actor
+        self._worker = self._runtime.worker()
 
     def run(self) -> int:
         """Work until told to end; the number of jobs taken."""
@@ -68,6 +68,12 @@ class Learner:
         """End after the current job."""
         assert self._worker is not None
         self._worker.finish()
+
+
+def _counted(settings: Settings) -> Settings:
+    """No more jobs at the same time than the crew counts to each actor: the others are for actors that still open."""
+    together = min(settings.worker.concurrency, settings.ray.jobs_per_actor)
+    return settings.changed(worker={"concurrency": together})
 
 
 def load(path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -77,8 +78,25 @@ def test_a_shape_is_recorded_once_while_the_slots_stay(tiny_network: Callable[[s
     assert len(recorded) == 2  # four rows, and two
 
 
+def test_other_slots_at_the_same_address_are_recorded_anew(tiny_network: Callable[[str], Network]) -> None:
+    network = tiny_network("llama")
+    ours, quick, tokens_B = filled(network, (3, 4)), RecordedStep(network.model, again), torch.tensor([7, 8])
+    ours.widen(4)
+    plain, cut = filled(network, (3, 4)), Slots()
+    quick(ours, tokens_B)
+    cut.lengths_B = plain.lengths_B
+    for mine, halves, theirs in ((cut.keys, ours.keys, plain.keys), (cut.values, ours.values, plain.values)):
+        for states, filled_states in zip(halves, theirs, strict=True):
+            slots, heads, room, width = states.shape
+            larger = states.view(slots // 2, heads, 2 * room, width)  # half as many slots, twice as long
+            larger.zero_()
+            larger[:, :, : filled_states.shape[2]] = filled_states[:2]
+            mine.append(larger)
+    torch.testing.assert_close(quick(cut, tokens_B), step(network.model, plain, tokens_B), atol=1e-9, rtol=0)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU, and torch sees none here")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_graph_is_torchs_step(tiny_network: Callable[[str], Network], family: str) -> None:
-    network = Network(tiny_network(family).model.to("cuda"))
+    network = Network(copy.deepcopy(tiny_network(family).model).to("cuda"))  # the other is everybody's
     assert_like_torchs(network, cuda_graph)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from elm_agent.models import serving
 from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.network import Network
+from elm_agent.models.serving import Start
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import step, why_unknown
 from elm_agent.models.streaming import pieces
@@ -223,6 +225,64 @@ def test_a_stream_says_why_its_row_failed(make: Callable[..., LocalModel]) -> No
     with pytest.raises(ZeroDivisionError):
         list(bad)
     assert good.result(timeout=300).token_ids
+
+
+@pytest.fixture
+def start(make: Callable[..., LocalModel]) -> tuple[LocalModel, Start]:
+    model = make()
+    with torch.no_grad():
+        prefix, logits_1V = model.network.read([model.network.embed([65, 66])])
+    return model, Start(prefix, logits_1V)
+
+
+def test_rollouts_for_which_memory_cannot_be_asked_learn_why_and_the_others_go_on(
+    start: tuple[LocalModel, Start], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, group = start
+    monkeypatch.setattr(serving, "spare_bytes", lambda _device: 1 // 0)
+    with model.training():  # until all wait
+        answer = model.submit(request(model))
+        replies = model._serving.submit_group(group, [Row(max_new_tokens=3) for _ in range(2)])
+    for reply in replies:
+        with pytest.raises(ZeroDivisionError):
+            reply.result(timeout=60)
+    assert answer.result(timeout=60).token_ids
+    monkeypatch.undo()
+    again = model._serving.submit_group(group, [Row(max_new_tokens=3) for _ in range(2)])
+    assert [len(reply.result(timeout=60).tokens) for reply in again] == [3, 3]
+
+
+def test_the_engine_goes_on_after_a_pass_that_could_not_begin(
+    make: Callable[..., LocalModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(serving, "Decoder", lambda *_: 1 // 0)
+        with model.training():
+            waiting = [model.submit(request(model)), model.stream(request(model))]
+        with pytest.raises(ZeroDivisionError):
+            waiting[0].result(timeout=60)  # type: ignore[call-arg]
+        with pytest.raises(ZeroDivisionError):
+            list(waiting[1])  # type: ignore[arg-type]
+    assert model.submit(request(model)).result(timeout=60).token_ids
+    assert model._lease._answers_waiting == 0
+
+
+def test_a_thread_that_cannot_start_is_started_by_the_next_request(
+    make: Callable[..., LocalModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+
+    def full(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", full)
+        for wanted in (lambda: model.submit(request(model)), lambda: model.compute(int)):
+            with pytest.raises(RuntimeError, match="start new thread"):
+                wanted()
+    assert model.submit(request(model)).result(timeout=60).token_ids
+    assert model.compute(int) == 0
 
 
 def test_a_row_that_runs_again_is_streamed_once(make: Callable[..., LocalModel]) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from elm_agent.errors import JobCancelled
+from elm_agent.models import load
+from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
+from elm_agent.models.packed import PackedStep, why_unpacked
 from elm_agent.protocols import GenerationRequest, Trained
 from elm_agent.records import Recipe
 from elm_agent.tasks import get_task
 from elm_agent.testing.tiny import write_tiny_model
-from elm_agent.training import GrpoTrainer
+from elm_agent.training import GrpoTrainer, grpo
 
 QUESTIONS = ["What is 2 plus 3?", "What is 12 times 4?", "How many days has a week?", "7 - 5 = ?"]
 RECIPE = Recipe(rollouts=4, steps=3, max_new_tokens=6, virtual_tokens=5, learning_rate=0.05, beta=0.01)
@@ -47,6 +51,47 @@ def test_four_memories_become_the_same_alone_and_together(model: LocalModel) -> 
         torch.testing.assert_close(one.prompt.prompt_VE, other.prompt.prompt_VE, rtol=0, atol=1e-5)
         assert [record.vote_share for record in one.curve] == [record.vote_share for record in other.curve]
         assert [record.loss for record in other.curve] == pytest.approx([r.loss for r in one.curve], abs=1e-5)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Iterator[LocalModel]:
+    """As it is made in production on a CPU: decoded with packed weights, updated with turned products."""
+    folder = write_tiny_model(tmp_path / "packed", width=64)
+    model = load(str(folder), device="cpu", offline=True, max_batch_rows=12)
+    assert why_unpacked(model.network.model) is None
+    yield model
+    assert isinstance(vars(model.network)["quick_step"], PackedStep)  # it was asked for
+    model.close()
+
+
+def test_four_memories_draw_the_same_tokens_alone_together_and_in_another_order(
+    packed: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[int, list[list[int]]] = {}
+    sample = grpo.sample_group
+
+    def noted(*arguments: Any, seed: int, **options: Any) -> list[Row]:
+        rows = sample(*arguments, seed=seed, **options)
+        drawn.setdefault(seed, []).extend(row.tokens for row in rows)
+        return rows
+
+    monkeypatch.setattr(grpo, "sample_group", noted)
+
+    def trained(order: Sequence[int], threads: int) -> tuple[dict[int, Trained], dict[int, list[list[int]]]]:
+        drawn.clear()
+        with ThreadPoolExecutor(threads) as pool:
+            with packed.training():  # until as many as there are threads wait
+                found = [pool.submit(train, packed, seed) for seed in order]
+            memories = dict(zip(order, [future.result(timeout=300) for future in found], strict=True))
+        return memories, dict(drawn)
+
+    alone, tokens = trained(range(4), 1)
+    assert all(len(of_one) == RECIPE.rollouts * RECIPE.steps for of_one in tokens.values())
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1]):
+        together, same = trained(order, 4)
+        assert same == tokens
+        for seed, one in alone.items():
+            torch.testing.assert_close(together[seed].prompt.prompt_VE, one.prompt.prompt_VE, rtol=0, atol=1e-5)
 
 
 def test_rows_of_different_memories_are_drawn_together_up_to_the_limit(model: LocalModel) -> None:

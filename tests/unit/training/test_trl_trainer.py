@@ -134,10 +134,14 @@ def fail(error: BaseException) -> Callable[[], None]:
     return act
 
 
-@pytest.mark.parametrize("ending", ["done", "cancelled", "error", "interrupt", "while sampling"])
+@pytest.mark.parametrize("ending", ["done", "cancelled", "cancelled within", "error", "interrupt", "while sampling"])
 def test_the_base_model_comes_back_as_it_was(model: LocalModel, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, said = describe(model), answer(model)
     steps: list[str] = []
+    asked = iter([False, True])  # before the first step and within it
+
+    def cancelled() -> bool:
+        return next(asked) if ending == "cancelled within" else ending == "cancelled" and len(steps) == 1
 
     def train(task: Any = None) -> None:
         TrlTrainer(model, task or get_task("text")).train(
@@ -145,7 +149,7 @@ def test_the_base_model_comes_back_as_it_was(model: LocalModel, ending: str, mon
             recipe=RECIPE,
             seed=0,
             observe=lambda name, _: steps.append(name),
-            cancelled=lambda: ending == "cancelled" and len(steps) == 1,
+            cancelled=cancelled,
         )
 
     match ending:
@@ -154,6 +158,10 @@ def test_the_base_model_comes_back_as_it_was(model: LocalModel, ending: str, mon
         case "cancelled":
             with pytest.raises(JobCancelled, match="stopped before step 2 of 2, as asked"):
                 train()
+        case "cancelled within":
+            with pytest.raises(JobCancelled, match="stopped within step 1 of 2, as asked"):
+                train()
+            assert not steps
         case "error":
             with pytest.raises(ZeroDivisionError):
                 train(Breaking(6, fail(ZeroDivisionError())))
