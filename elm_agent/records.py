@@ -72,6 +72,7 @@ class Route(StrEnum):
     FAILED_MEMORY = "failed_memory"  # the memory path failed; the reason is recorded, the answer is zero-shot
     MEMORY_ALONE = "memory_alone"  # only the memory's was generated: its utility is proven, and the tier cheap
     DEFERRED = "deferred"  # they differed, the verifier preferred the memory's: until a person decides, the plain one
+    OUTVOTED = "outvoted"  # of a use: the memory was heard, and neither its answer nor the plain one was returned
 
 
 class Tier(StrEnum):

@@ -827,6 +827,7 @@ def _worker(
         concurrency=concurrency,
         gate=_gate(settings, model, task),
         replay=_replay(settings),
+        refit=refit_of(settings),
         upkeep=None if every is None else Scheduled(lambda: maintain_bank(bank, settings, actor="worker"), every),
         observe=observe,
     )

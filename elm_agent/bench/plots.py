@@ -61,11 +61,17 @@ def draw_growth(
 
 
 def draw_speed(
-    path: Path, seconds: Mapping[str, Mapping[str, float]], bounds: Mapping[str, Mapping[str, float]], *, title: str
+    path: Path,
+    seconds: Mapping[str, Mapping[str, float]],
+    bounds: Mapping[str, Mapping[str, float]],
+    units: Mapping[str, str],
+    *,
+    title: str,
 ) -> None:
-    """Write a PNG with one panel for each length and one bar for each arm: seconds of a memory's step.
+    """Write a PNG with one panel for each length and one bar for each arm.
 
-    ``seconds`` and ``bounds`` map a length to one value for each arm; a bound is drawn as a mark on its bar.
+    ``seconds`` and ``bounds`` map a length to one value for each arm, ``units`` to what these are; a bound is drawn
+    as a mark on its bar.
     """
     figure = Figure(figsize=(3.4 * len(seconds) + 1, 4.2), layout="constrained")
     for axes, (length, arms) in zip(figure.subplots(1, len(seconds), squeeze=False)[0], seconds.items(), strict=True):
@@ -73,12 +79,26 @@ def draw_speed(
         axes.bar(list(arms), list(arms.values()), color=colours)
         limits = bounds.get(length, {})
         axes.plot(list(limits), list(limits.values()), "_", color=_MEAN, ms=22, mew=2.5, label="limit of machine")
-        axes.set(title=f"{length} tokens", ylabel="seconds per memory and step")
+        axes.set(title=f"{length} tokens", ylabel=units[length])
         axes.tick_params(axis="x", rotation=60)
         axes.grid(alpha=0.25, axis="y")
         axes.spines[["top", "right"]].set_visible(False)
         if limits:
             axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def draw_answers(path: Path, tokens_per_s: Mapping[str, float], *, title: str) -> None:
+    """Write a PNG with one bar for each who asks: tokens per second; plain ``generate`` comes first."""
+    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(list(tokens_per_s), list(tokens_per_s.values()), color=[_PLAIN] + [_AGENT] * (len(tokens_per_s) - 1))
+    axes.set(title="Answers", ylabel="tokens per second")
+    axes.tick_params(axis="x", rotation=60)
+    axes.grid(alpha=0.25, axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -1,7 +1,8 @@
 """How fast memories are trained and answers given, beside TRL and transformers and the limits of this machine.
 
 Every arm is a process of its own; they take turns, so that whatever else this machine does meets all of them. All
-arms do the same work: the same question, group, lengths, KL term and arithmetic.
+arms do the same work: the same question, group, lengths, KL term and arithmetic, at the same steps with the same
+seeds. Only where rollouts end by themselves do arms draw more or less than others; there a token is what is compared.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 
 from elm_agent.bench.speed_answers import CALLERS, PLAIN, EngineAnswers, PlainAnswers, callers_name
 from elm_agent.bench.speed_arms import NATIVE, TRL, TUNED, Arm, Training, arm_of
-from elm_agent.bench.speed_bounds import Machine, Turn, step_bound
+from elm_agent.bench.speed_bounds import Machine, Turn
 from elm_agent.bench.speed_child import Child
 from elm_agent.bench.speed_machine import Probe
 from elm_agent.bench.speed_plan import (
@@ -90,51 +91,55 @@ def _measure(plan: Plan, regime: Regime, arms: Sequence[Arm], findings: Findings
                 series.peak_bytes, series.peak_since = child.ask("peak")
                 observe("turn", {"arm": series.arm.name, "tokens": regime.name, "repeat": repeat, **_plain(turn)})
         for series, child in going:
-            measured = child.ask("lengths")[-plan.repeats * plan.steps :]
-            assert findings.machine is not None
-            series.bounds = [step_bound(step, findings.machine, kl=plan.beta > 0) for step in measured]
+            series.lengths = child.ask("lengths")[-plan.repeats * plan.steps :]
 
 
 def _started(plan: Plan, series: Series, opened: ExitStack, observe: Observer) -> Child | None:
-    """The arm's process after its first step, which does not count; of the tuned arm's the one that was quickest."""
-    arms = candidates(series.arm, plan.rollouts)
-    trials = TRIALS if len(arms) > 1 else 0
-    going: list[tuple[Arm, Child]] = []
+    """The arm's process after its first turn, which does not count."""
+    try:
+        first, *more = candidates(series.arm, plan.rollouts)
+        series.arm = _quickest(plan, series, [first, *more]) if more else first
+        child = opened.enter_context(closing(_child(plan, series.arm, series.regime, turns=1 + plan.repeats)))
+        child.ask("turn")
+        return child
+    except ElmError as error:
+        _failed(series, error, observe)
+        return None
+
+
+def _quickest(plan: Plan, series: Series, arms: Sequence[Arm]) -> Arm:
+    """The one that was quickest in processes that end here: it is measured from its first step, like other arms."""
+    going: dict[Arm, Child] = {}
     failure: ElmError | None = None
-    for arm in arms:
-        try:
-            child = Child(
-                Training,
-                model=plan.model,
-                arm=arm,
-                question=plan.question,
-                recipe=plan.recipe(series.regime),
-                turns=1 + trials + plan.repeats,
-                steps=plan.steps,
-                ignore_end=series.regime.ignore_end,
-            )
-            opened.callback(child.close)
-            child.ask("turn")
-            going.append((arm, child))
-        except ElmError as error:
-            failure = error
-    for arm, child in going * trials:
-        size = arm.micro_batch or plan.rollouts
-        try:
-            seconds = child.ask("turn").seconds
-            series.tried[size] = min(seconds, series.tried.get(size, seconds))
-        except ElmError as error:
-            failure = error
-            going = [pair for pair in going if pair[1] is not child]
+    with ExitStack() as opened:
+        for trial in range(1 + TRIALS):  # the first of each does not count
+            for arm in arms if trial == 0 else list(going):
+                try:
+                    if trial == 0:
+                        going[arm] = opened.enter_context(closing(_child(plan, arm, series.regime, turns=1 + TRIALS)))
+                    seconds, size = going[arm].ask("turn").seconds, arm.micro_batch or plan.rollouts
+                    if trial:
+                        series.tried[size] = min(seconds, series.tried.get(size, seconds))
+                except ElmError as error:
+                    failure = error
+                    going.pop(arm, None)
     if not going:
         assert failure is not None
-        _failed(series, failure, observe)
-        return None
-    series.arm, best = min(going, key=lambda pair: series.tried.get(pair[0].micro_batch or 0, 0.0))
-    for _, child in going:
-        if child is not best:
-            child.close()
-    return best
+        raise failure
+    return min(going, key=lambda arm: series.tried[arm.micro_batch or plan.rollouts])
+
+
+def _child(plan: Plan, arm: Arm, regime: Regime, *, turns: int) -> Child:
+    return Child(
+        Training,
+        model=plan.model,
+        arm=arm,
+        question=plan.question,
+        recipe=plan.recipe(regime),
+        turns=turns,
+        steps=plan.steps,
+        ignore_end=regime.ignore_end,
+    )
 
 
 def _failed(series: Series, error: ElmError, observe: Observer) -> None:
@@ -155,9 +160,9 @@ def _answer(plan: Plan, findings: Findings, observe: Observer) -> None:
 
 
 def _answerturns_of(plan: Plan, findings: Findings) -> Iterator[dict[str, float]]:
-    common = {"model": plan.model, "tokens": plan.answer_tokens}
+    common = {"model": plan.model, "tokens": plan.answer_tokens, "virtual_tokens": plan.virtual_tokens}
     with (
-        closing(Child(EngineAnswers, **common, virtual_tokens=plan.virtual_tokens)) as engine,
+        closing(Child(EngineAnswers, **common)) as engine,
         closing(Child(PlainAnswers, **common)) as plain,
     ):
         engine.ask("callers", max(CALLERS))  # the first of each does not count

@@ -1,38 +1,63 @@
-"""Answers per second of this library's engine and of plain ``model.generate``, each in a process of its own."""
+"""Answers per second of this library's engine and of plain ``model.generate``, each in a process of its own.
+
+Both are asked the same: every second question with a memory, and answers of three lengths in turn.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from elm_agent.bench.speed_machine import ModelChoice
 from elm_agent.protocols import GenerationRequest
+
+if TYPE_CHECKING:
+    import torch
 
 CALLERS = (1, 4, 16)
 PLAIN = "generate"  # who asks, beside "N callers"
 QUESTIONS = tuple(f"What is {number} times {number + 5}?" for number in range(2, 18))
 
 
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One answer that is asked for: so many tokens, the end token ignored."""
+
+    question: str
+    with_memory: bool
+    tokens: int
+
+
+def lengths_of(tokens: int) -> tuple[int, int, int]:
+    return tokens, 2 * tokens, max(tokens // 2, 1)
+
+
+def asks_of(tokens: int) -> list[Ask]:
+    """Every question once; with and without a memory there are all lengths."""
+    lengths = lengths_of(tokens)
+    return [Ask(question, number % 2 == 1, lengths[number % 3]) for number, question in enumerate(QUESTIONS)]
+
+
 class EngineAnswers:
     """Callers on threads, each with one question at a time until all are answered; end tokens are ignored."""
 
     def __init__(self, *, model: ModelChoice, tokens: int, virtual_tokens: int) -> None:
-        import torch
-
         from elm_agent.softprompt import SoftPrompt
         from elm_agent.tasks import get_task
 
-        self._model = model.native(ignore_end=True)
-        task = get_task("math")
-        prompts = [self._model.encode(task.messages(question)) for question in QUESTIONS]
-        self._requests = [GenerationRequest(prompt_ids=ids, max_new_tokens=tokens) for ids in prompts]
-        generator = torch.Generator().manual_seed(0)
-        noise_VE = torch.randn(virtual_tokens, self._model.network.width, generator=generator) * 0.1
-        self._with_memory = GenerationRequest(
-            prompt_ids=prompts[0], max_new_tokens=tokens, prefix=SoftPrompt(noise_VE)
-        )
+        self._model, task = model.native(ignore_end=True), get_task("math")
+        memory = SoftPrompt(_noise(virtual_tokens, self._model.network.width))
+
+        def request(ask: Ask) -> GenerationRequest:
+            ids = self._model.encode(task.messages(ask.question))
+            prefix = memory if ask.with_memory else None
+            return GenerationRequest(prompt_ids=ids, prefix=prefix, max_new_tokens=ask.tokens)
+
+        self._requests = [request(ask) for ask in asks_of(tokens)]
+        self._one, self._other = (request(Ask(QUESTIONS[0], with_memory, tokens)) for with_memory in (False, True))
 
     def callers(self, count: int) -> float:
         """Tokens per second of all callers together."""
@@ -64,18 +89,16 @@ class EngineAnswers:
 
     def seconds(self, both: bool) -> float:
         """Of one answer, or of both answers (without and with a memory) asked for at once."""
-        requests = [self._requests[0], self._with_memory] if both else [self._requests[0]]
+        requests = [self._one, self._other] if both else [self._one]
         started = time.perf_counter()
         self._model.generate(requests)
         return time.perf_counter() - started
 
 
 class PlainAnswers:
-    """The same questions by transformers, one after the other."""
+    """The same by transformers, one after the other; a memory is read as embeddings before the question's."""
 
-    def __init__(self, *, model: ModelChoice, tokens: int) -> None:
-        import torch
-
+    def __init__(self, *, model: ModelChoice, tokens: int, virtual_tokens: int) -> None:
         from elm_agent.models.engine import LocalModel
         from elm_agent.models.quiet import quiet
         from elm_agent.tasks import get_task
@@ -85,23 +108,43 @@ class PlainAnswers:
         self._network: Any = plain.model
         self._quiet = quiet
         own = plain.model.generation_config
-        self._options = type(own)(pad_token_id=own.pad_token_id, max_new_tokens=tokens, do_sample=False)
+        self._options = type(own)(pad_token_id=own.pad_token_id, do_sample=False)
         own.eos_token_id = None  # or it would be filled in from here
-        device = plain.model.get_input_embeddings().weight.device
-        self._prompts = [torch.tensor([encode(task.messages(question))], device=device) for question in QUESTIONS]
+        weight_VE: Any = plain.model.get_input_embeddings().weight
+        self._memory_VE = _noise(virtual_tokens, weight_VE.shape[1]).to(weight_VE.device, weight_VE.dtype)
+        self._asks = [(ask, encode(task.messages(ask.question))) for ask in asks_of(tokens)]
 
     def one_by_one(self) -> float:
         """Tokens per second."""
         import torch
 
-        started, tokens = time.perf_counter(), 0
+        started = time.perf_counter()
         with torch.no_grad(), self._quiet():
-            for ids in self._prompts:
-                made = self._network.generate(
-                    ids, attention_mask=torch.ones_like(ids), generation_config=self._options
-                )
-                tokens += made.shape[1] - ids.shape[1]
+            tokens = sum(self._drawn(ask, ids) for ask, ids in self._asks)
         return tokens / (time.perf_counter() - started)
+
+    def _drawn(self, ask: Ask, ids: Sequence[int]) -> int:
+        """How many tokens it took."""
+        import torch
+
+        ids_1T = torch.tensor([ids], device=self._memory_VE.device)
+        given: dict[str, Any] = {"input_ids": ids_1T}
+        if ask.with_memory:
+            text_TE = self._network.get_input_embeddings()(ids_1T)[0]
+            given = {"inputs_embeds": torch.cat([self._memory_VE, text_TE])[None]}
+        [whole] = given.values()
+        mask_1T = torch.ones(whole.shape[:2], dtype=torch.long, device=whole.device)
+        made = self._network.generate(
+            **given, attention_mask=mask_1T, generation_config=self._options, max_new_tokens=ask.tokens
+        )
+        return int(made.shape[1]) - (0 if ask.with_memory else len(ids))  # of embeddings only what is new comes back
+
+
+def _noise(virtual_tokens: int, width: int) -> torch.Tensor:
+    """A memory (V, E) for measuring: what it says does not matter."""
+    import torch
+
+    return torch.randn(virtual_tokens, width, generator=torch.Generator().manual_seed(0)) * 0.1
 
 
 def callers_name(count: int) -> str:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from elm_agent.bench.speed_bounds import Turn
 from elm_agent.bench.speed_machine import ModelChoice, forget_peak, peak_bytes
 from elm_agent.errors import InputError
-from elm_agent.protocols import Trained, Trainer
+from elm_agent.protocols import Message, Task, Trained, Trainer
 from elm_agent.records import Recipe
 
+if TYPE_CHECKING:
+    import torch
+
+    from elm_agent.models.engine import LocalModel
+
 TRL, TUNED, NATIVE = "trl", "trl-tuned", "native"
+_Value = TypeVar("_Value")
 TUNED_BATCHES = 3  # micro-batches that are tried for the tuned arm: the group, a half, a quarter
 
 
@@ -61,12 +69,12 @@ class Gate:
         with self._moved:
             self._moved.wait_for(lambda: self._done[memory] < self._allowed)
 
-    def stepped(self, memory: int, detail: Mapping[str, Any]) -> None:
+    def stepped(self, memory: int, *, tokens: int, seconds_update: float) -> None:
         with self._moved:
             self._done[memory] += 1
             self._last = time.perf_counter()
-            self._tokens += detail["tokens"]
-            self._updates += detail["seconds_update"]
+            self._tokens += tokens
+            self._updates += seconds_update
             self._moved.notify_all()
 
     def fail(self, error: BaseException) -> None:
@@ -90,6 +98,8 @@ class Gate:
 class Training:
     """Memories in training on threads of this process, one for each, and the turns they take.
 
+    The first of these threads opens the model: TRL, which computes on the thread that calls it, is then on the one
+    that opened, as in a program of its own; a second one would have a second pool of OpenMP threads, and be slower.
     The trainings are as long as ``turns`` turns of ``steps`` steps; what comes before the first turn is in no turn.
     """
 
@@ -106,22 +116,24 @@ class Training:
     ) -> None:
         self._recipe = Recipe(**{**recipe, "steps": turns * steps, "trainer": _back_end(arm)})
         self._arm, self._question, self._steps = arm, question, steps
-        self._trainer = _trainer(arm, model, self._recipe, ignore_end=ignore_end)
+        self._open_model = partial(_open, arm, model, self._recipe, ignore_end=ignore_end)
+        self._opened: Future[tuple[Trainer, torch.device, str]] = Future()
+        self._judging = Judging(_task())
         self._gate = Gate(arm.memories)
         self._made: list[Trained | None] = [None] * arm.memories
         self._threads = [
             threading.Thread(target=self._train, args=(memory,), daemon=True) for memory in range(arm.memories)
         ]
-        self._since = forget_peak()
         for thread in self._threads:
             thread.start()
+        _, self._device, self._since = self._opened.result()
 
     def turn(self) -> Turn:
         return self._gate.turn(self._steps)
 
     def peak(self) -> tuple[int, str]:
         """Most bytes so far, and since when they were counted."""
-        return peak_bytes(), self._since
+        return peak_bytes(self._device), self._since
 
     def lengths(self) -> list[list[int]]:
         """After the last turn: for each step the tokens of every rollout of all memories."""
@@ -134,35 +146,89 @@ class Training:
     def _train(self, memory: int) -> None:
         def observe(name: str, detail: Mapping[str, Any]) -> None:
             if name == "train.step":
-                self._gate.stepped(memory, detail)
+                self._gate.stepped(memory, tokens=detail["tokens"], seconds_update=self._updating(detail))
                 if detail["step"] + 1 < self._recipe.steps:
                     self._gate.hold(memory)
 
         try:
+            if memory == 0:
+                self._open()
+            trainer, _, _ = self._opened.result()
             self._gate.hold(memory)
-            self._made[memory] = self._trainer.train(
+            self._made[memory] = trainer.train(
                 self._question, recipe=self._recipe, seed=memory, observe=observe, cancelled=lambda: False
             )
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the turn
             self._gate.fail(error)
+
+    def _open(self) -> None:
+        try:
+            local = self._open_model()
+            trainer = _trainer(self._arm, local, self._judging)
+            self._opened.set_result((trainer, local.network.device, forget_peak(local.network.device)))
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever makes this
+            self._opened.set_exception(error)
+
+    def _updating(self, detail: Mapping[str, Any]) -> float:
+        """Seconds of a step's update alone: TRL's contain those of judging, the native ones do not."""
+        judging = self._judging.taken()
+        return float(detail["seconds_update"]) - (judging if self._recipe.trainer == "trl" else 0.0)
+
+
+class Judging:
+    """A task that knows how long it judged answers. Exact for one memory at a time."""
+
+    def __init__(self, task: Task) -> None:
+        self._task, self._seconds = task, 0.0
+        self.name = task.name
+
+    def messages(self, question: str) -> list[Message]:
+        return self._task.messages(question)
+
+    def extract(self, text: str) -> str | None:
+        return self._timed(lambda: self._task.extract(text))
+
+    def equivalent(self, left: str, right: str) -> bool:
+        return self._timed(lambda: self._task.equivalent(left, right))
+
+    def taken(self) -> float:
+        """Seconds since this was asked the last time."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _timed(self, judge: Callable[[], _Value]) -> _Value:
+        started = time.perf_counter()
+        try:
+            return judge()
+        finally:
+            self._seconds += time.perf_counter() - started
+
+
+def _task() -> Task:
+    from elm_agent.tasks import get_task
+
+    return get_task("math")
 
 
 def _back_end(arm: Arm) -> str:
     return "native" if arm.trainer == NATIVE else "trl"
 
 
-def _trainer(arm: Arm, model: ModelChoice, recipe: Recipe, *, ignore_end: bool) -> Trainer:
-    """The native trainer on the model as this library opens it, TRL on it as transformers does."""
+def _open(arm: Arm, model: ModelChoice, recipe: Recipe, *, ignore_end: bool) -> LocalModel:
+    """The model as this library opens it; for TRL as transformers does."""
     from elm_agent.models.engine import LocalModel
-    from elm_agent.tasks import get_task
+
+    if arm.trainer == NATIVE:
+        return model.native(ignore_end=ignore_end, max_batch_rows=max(64, arm.memories * recipe.rollouts))
+    plain = model.plain()
+    return LocalModel(plain.model, plain.tokenizer, plain.fingerprint, ignore_end=ignore_end)
+
+
+def _trainer(arm: Arm, local: LocalModel, task: Task) -> Trainer:
     from elm_agent.training import GrpoTrainer
 
-    task = get_task("math")
     if arm.trainer == NATIVE:
-        rows = max(64, arm.memories * recipe.rollouts)
-        return GrpoTrainer(model.native(ignore_end=ignore_end, max_batch_rows=rows), task)
+        return GrpoTrainer(local, task)
     from elm_agent.training.trl_trainer import TrlTrainer
 
-    plain = model.plain()
-    local = LocalModel(plain.model, plain.tokenizer, plain.fingerprint, ignore_end=ignore_end)
     return TrlTrainer(local, task, gradient_checkpointing=arm.trainer == TRL, micro_batch=arm.micro_batch)

@@ -31,7 +31,7 @@ class Turn:
     """One measurement of training: every memory of an arm went some steps further."""
 
     seconds: float
-    seconds_update: float  # of them in updates, of all memories; the rest drew and judged rollouts
+    seconds_update: float  # of them in updates, of all memories; the rest read, drew and judged rollouts
     tokens: int
 
 
@@ -43,6 +43,8 @@ class Figures:
     seconds_per_step_min: float
     seconds_per_memory_step: float
     seconds_per_memory_step_min: float
+    tokens_per_memory_step: float  # median, of tokens drawn
+    seconds_per_token: float  # median
     decode_tokens_per_s: float
     train_tokens_per_s: float
     bound_seconds: float | None  # of a step
@@ -79,6 +81,8 @@ def figures(turns: Sequence[Turn], *, memories: int, steps: int, bounds: Sequenc
         seconds_per_step_min=least,
         seconds_per_memory_step=middle / memories,
         seconds_per_memory_step_min=least / memories,
+        tokens_per_memory_step=statistics.median(turn.tokens / steps / memories for turn in turns),
+        seconds_per_token=statistics.median(turn.seconds / turn.tokens for turn in turns),
         decode_tokens_per_s=statistics.median(drawing),
         train_tokens_per_s=statistics.median(updating),
         bound_seconds=bound,

@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from elm_agent.errors import ElmError, ModelError
+from elm_agent.models import spin_briefly
 
 _PATIENCE = 5.0  # seconds for a child to end before it is killed
 
@@ -25,6 +26,7 @@ class Child:
     def __init__(self, make: Callable[..., Any], **arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self._pipe, theirs = context.Pipe()
+        spin_briefly()  # inherited: in every process threads wait for each other alike, whoever computes there
         self._process = context.Process(target=_serve, args=(theirs, make, arguments))
         self._process.start()
         theirs.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from elm_agent.models.loading import Loaded
 
 _ROUNDS = 3
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # what changes how quickly threads work together
 _SQUARE = 2048  # of the product that no shape of a small model keeps from the peak
 
 
@@ -36,6 +38,8 @@ class ModelChoice:
     threads: int | None = None
     cache_dir: Path | None = None
     offline: bool = False
+    pack: bool = True  # this and what follows: of this library alone
+    graphs: bool = False
 
     def native(self, *, ignore_end: bool, max_batch_rows: int = 64) -> LocalModel:
         """As this library opens it."""
@@ -49,6 +53,8 @@ class ModelChoice:
             threads=self.threads,
             cache_dir=self.cache_dir,
             offline=self.offline,
+            pack=self.pack,
+            graphs=self.graphs,
             ignore_end=ignore_end,
             max_batch_rows=max_batch_rows,
         )
@@ -80,7 +86,7 @@ class Probe:
         from elm_agent.tasks import get_task
 
         local = model.native(ignore_end=True)
-        self._network, self._torch = local.network, torch
+        self._model, self._network, self._torch = model, local.network, torch
         self._weights = _weights(local.network.model)
         self._prompt = len(local.encode(get_task("math").messages(question)))
         self._context = local.context_length
@@ -92,6 +98,9 @@ class Probe:
             "kind": device.type,
             "dtype": str(self._network.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "openmp": {name: os.environ[name] for name in OPENMP if name in os.environ},
+            "pack": self._model.pack,
+            "graphs": self._model.graphs,
             "prompt_tokens": self._prompt,
             "context_length": self._context,
         }
@@ -158,12 +167,12 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def forget_peak() -> str:
-    """Let the peak begin now; says since when it counts, for systems where it cannot."""
+def forget_peak(device: torch.device) -> str:
+    """Let the peak of a model on ``device`` begin now; says since when it counts, for systems where it cannot."""
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         return "since the model was loaded"
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -172,12 +181,12 @@ def forget_peak() -> str:
     return "since the model was loaded"
 
 
-def peak_bytes() -> int:
-    """Most bytes that were in use: resident in this process, or on the GPU where there is one."""
+def peak_bytes(device: torch.device) -> int:
+    """Most bytes that were in use by a model on ``device``: on the GPU, or resident in this process."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) * 1024

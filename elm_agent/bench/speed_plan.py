@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elm_agent.bench.speed_answers import CALLERS, QUESTIONS, ratio
+from elm_agent.bench.speed_answers import CALLERS, asks_of, ratio
 from elm_agent.bench.speed_arms import NATIVE, TRL, TUNED, Arm, arm_of, micro_batches
 from elm_agent.bench.speed_bounds import Figures, Machine, Turn, figures, step_bound
 from elm_agent.bench.speed_machine import ModelChoice
@@ -68,15 +68,10 @@ class Series:
     regime: Regime
     turns: list[Turn] = field(default_factory=list)
     tried: dict[int, float] = field(default_factory=dict)  # tuned arm: seconds of a trial with each micro-batch
-    bounds: list[float] = field(default_factory=list)  # seconds, of each step that was measured
+    lengths: list[list[int]] = field(default_factory=list)  # tokens of every rollout, by step that was measured
     peak_bytes: int | None = None
     peak_since: str = ""
     failure: str | None = None
-
-    def figures(self, steps: int) -> Figures | None:
-        if not self.turns:
-            return None
-        return figures(self.turns, memories=self.arm.memories, steps=steps, bounds=self.bounds)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,6 +88,32 @@ class Findings:
 
     def both_over_one(self) -> float | None:
         return ratio(self.both) if self.both else None
+
+    def figures(self, series: Series) -> Figures | None:
+        """An arm in numbers; its bound by the limits as they are known by now, the same for all arms."""
+        if not series.turns:
+            return None
+        machine, kl = self.machine, self.plan.beta > 0
+        bounds = [step_bound(step, machine, kl=kl) for step in series.lengths] if machine else []
+        return figures(series.turns, memories=series.arm.memories, steps=self.plan.steps, bounds=bounds)
+
+    def beside(self, series: Series, other: str) -> Series | None:
+        """What the arm of that name did at the same length."""
+        found = (one for one in self.series if one.arm.name == other and one.regime == series.regime)
+        return next(found, None)
+
+    def times(self, series: Series, other: str) -> float | None:
+        """How many times quicker a memory's step is than in that arm; by medians.
+
+        Arms draw different texts: where these end by themselves, it is told by token drawn.
+        """
+        slow = self.beside(series, other)
+        ours, theirs = self.figures(series), None if slow is None else self.figures(slow)
+        if ours is None or theirs is None:
+            return None
+        if series.regime.ignore_end:
+            return theirs.seconds_per_memory_step / ours.seconds_per_memory_step
+        return theirs.seconds_per_token / ours.seconds_per_token
 
 
 def check(plan: Plan) -> tuple[list[Arm], bool] | None:
@@ -117,14 +138,16 @@ def estimate(findings: Findings, arms: Sequence[Arm], answers: bool) -> float:
     seconds = START_SECONDS
     for regime in plan.regimes():
         for arm in arms:
-            children = len(candidates(arm, plan.rollouts))
+            tried = len(candidates(arm, plan.rollouts))
+            tried = tried if tried > 1 else 0
             rows = [regime.tokens] * plan.rollouts * arm.memories
             step = TIMES_BOUND[arm.trainer] * step_bound(rows, machine, kl=plan.beta > 0)
-            turns = plan.repeats + ((1 + TRIALS) * children if children > 1 else 1)
-            seconds += children * START_SECONDS + turns * plan.steps * step
+            turns = 1 + plan.repeats + (1 + TRIALS) * tried
+            seconds += (1 + tried) * START_SECONDS + turns * plan.steps * step
     if answers:
-        row = TIMES_BOUND[NATIVE] * plan.answer_tokens * machine.weight_bytes / machine.bytes_per_s
-        seconds += 2 * START_SECONDS + (plan.repeats + 1) * len(QUESTIONS) * row * (len(CALLERS) + 1)
+        token = TIMES_BOUND[NATIVE] * machine.weight_bytes / machine.bytes_per_s
+        tokens = sum(ask.tokens for ask in asks_of(plan.answer_tokens))
+        seconds += 2 * START_SECONDS + (plan.repeats + 1) * tokens * token * (len(CALLERS) + 1)
     return seconds
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from elm_agent.bench.speed_answers import PLAIN
+from elm_agent.bench import speed_goals
+from elm_agent.bench.speed_answers import PLAIN, lengths_of
 from elm_agent.bench.speed_arms import TRL, TUNED
 from elm_agent.bench.speed_plan import Findings, Series
 from elm_agent.errors import InputError
@@ -23,25 +21,15 @@ COLUMNS = (
     "tokens",
     "s per step, median (min)",
     "s per memory-step, median (min)",
+    "tokens per memory-step",
+    "ms per token",
     "times TRL default",
     "times TRL tuned",
     "decode tokens/s",
     "train tokens/s",
-    "share of bound",
+    "bound / median",
     "peak memory",
 )
-PACKAGES = ("elm-agent", "torch", "transformers", "trl", "peft", "onnxruntime", "numpy")
-
-
-def about(command: str) -> dict[str, Any]:
-    """The environment, as far as it is known before anything is opened."""
-    return {
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
-    }
 
 
 def rows(findings: Findings) -> list[tuple[str, ...]]:
@@ -66,6 +54,7 @@ def document(findings: Findings) -> dict[str, Any]:
         "about": findings.about,
         "plan": plan,
         "machine": asdict(findings.machine) if findings.machine else None,
+        "goals": [asdict(goal) for goal in speed_goals.goals(findings)],
         "training": [_series(findings, series) for series in findings.series],
         "answers": {
             "tokens_per_s": findings.answers,
@@ -97,55 +86,59 @@ def prepare(folder: Path) -> None:
 
 
 def write(folder: Path, findings: Findings) -> list[Path]:
-    """speed.md, speed.json and speed.png in ``folder``; of a run that was stopped speed-stopped.*, beside others."""
-    from elm_agent.bench.plots import draw_speed
-
+    """speed.md, speed.json and pictures in ``folder``; of a run that was stopped speed-stopped.*, beside others."""
     name = "speed" if ended(findings) else "speed-stopped"
-    paths = [folder / f"{name}.{kind}" for kind in ("md", "json", "png")]
-    paths[0].write_text(markdown(findings), "utf-8")
-    paths[1].write_text(json.dumps(document(findings), indent=1) + "\n", "utf-8")
+    page, numbers = folder / f"{name}.md", folder / f"{name}.json"
+    page.write_text(markdown(findings), "utf-8")
+    numbers.write_text(json.dumps(document(findings), indent=1) + "\n", "utf-8")
+    return [page, numbers, *_draw(folder, name, findings)]
+
+
+def _draw(folder: Path, name: str, findings: Findings) -> Iterator[Path]:
+    from elm_agent.bench.plots import draw_answers, draw_speed
+
+    title = f"{findings.plan.model.name}, {findings.about.get('device', '')}"
     bars: dict[str, dict[str, float]] = {}
     limits: dict[str, dict[str, float]] = {}
+    units: dict[str, str] = {}
     for series in findings.series:
-        if (found := series.figures(findings.plan.steps)) is not None:
-            bars.setdefault(series.regime.name, {})[series.arm.name] = found.seconds_per_memory_step
+        if (found := findings.figures(series)) is not None:
+            length, arm, exact = series.regime.name, series.arm.name, series.regime.ignore_end
+            units[length] = "seconds per memory and step" if exact else "seconds per token"
+            scale = 1 / series.arm.memories if exact else found.seconds_per_token / found.seconds_per_step
+            bars.setdefault(length, {})[arm] = found.seconds_per_step * scale
             if found.bound_seconds is not None:
-                limit = found.bound_seconds / series.arm.memories
-                limits.setdefault(series.regime.name, {})[series.arm.name] = limit
-    if not bars:
-        return paths[:2]
-    draw_speed(paths[2], bars, limits, title=f"{findings.plan.model.name}, {findings.about.get('device', '')}")
-    return paths
+                limits.setdefault(length, {})[arm] = found.bound_seconds * scale
+    if bars:
+        draw_speed(folder / f"{name}.png", bars, limits, units, title=title)
+        yield folder / f"{name}.png"
+    if findings.answers:
+        rates = {who: statistics.median(found) for who, found in findings.answers.items()}
+        draw_answers(folder / f"{name}-answers.png", rates, title=title)
+        yield folder / f"{name}-answers.png"
 
 
 def _page(findings: Findings) -> Iterator[str]:
-    told, plan, machine = findings.about, findings.plan, findings.machine
+    plan = findings.plan
     yield f"# Training and answering speed: {plan.model.name}\n"
-    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items() if version)
-    threads, dtype = told.get("threads"), told.get("dtype")
-    yield f"{told['date']}, {told['platform']}, {told.get('device')}, {threads} threads, {dtype},"
-    yield f"Python {told['python']}, {versions}."
-    yield f"Load average before {_load(told, 'load_before')}, after {_load(told, 'load_after')}.\n"
-    yield f"    {told['command']}\n"
+    yield from _surroundings(findings.about)
     if not ended(findings):
         yield "**Stopped before its end:** what had been measured by then.\n"
+    if findings.series:
+        yield f"{speed_goals.told(findings)}\n"
     yield (
         f"One question, {plan.rollouts} rollouts, {plan.virtual_tokens} virtual tokens, KL weight {plan.beta:g}. Arms"
         f" alternate, {plan.repeats} repeats of {plan.steps} step(s) after a first that does not count, each arm in a"
-        " process of its own. TRL runs on the network as transformers opens it, in the same arithmetic; *tuned*:"
-        " without activation checkpointing and with the best micro-batch of some. *native-M*: M memories at the"
-        " same time; a step is one of each. A length is exact, the end token ignored, or *natural*. Update time is"
-        " what trainers report; the rest of a step counts as decoding.\n"
+        " process of its own, with the same settings of OpenMP, at the same steps with the same seeds. TRL runs on"
+        " the network as transformers opens it, in the same arithmetic, on the thread that opened it; *tuned*:"
+        " without activation checkpointing and with the best micro-batch of some, tried before in other processes."
+        " *native-M*: M memories at the same time; a step is one of each. A length is exact, the end token ignored,"
+        " or *natural*: then arms draw different texts, and *times* compares seconds per token drawn, elsewhere"
+        " seconds per memory-step. *Train* counts updates alone: all that an arm computes between the votes and the"
+        " next step, and TRL's loop around it. *Decode* counts the rest of a step: reading the question, drawing,"
+        " judging.\n"
     )
-    if machine is not None:
-        yield (
-            f"Limits measured in this run: {machine.flops_per_s / 1e9:.0f} GFLOP/s, {machine.bytes_per_s / 1e9:.1f}"
-            f" GB/s. Bound of a step: for every token drawn max(weight bytes / bandwidth, 2 P rows / FLOP/s), then"
-            f" (2 + 2) P T for the policy{' and 2 P T for the reference' if plan.beta else ''} at FLOP/s,"
-            f" P = {machine.parameters / 1e6:.1f} million, {machine.weight_bytes / 1e6:.0f} MB of weights, T tokens"
-            " drawn. Share: bound / median. What rollouts begin with in common is computed once by native arms and"
-            " counted for each by the bound.\n"
-        )
+    yield from _limits(findings)
     if findings.series:
         yield from _table(COLUMNS, rows(findings))
         since = sorted({series.peak_since for series in findings.series if series.peak_since})
@@ -157,12 +150,40 @@ def _page(findings: Findings) -> Iterator[str]:
             if series.failure:
                 yield f"{series.arm.name}, {series.regime.name} failed: {series.failure}"
     if findings.answers:
-        yield f"\n## Answers of {plan.answer_tokens} tokens\n"
+        short, middle, long = sorted(lengths_of(plan.answer_tokens))
+        yield f"\n## Answers of {short}, {middle} and {long} tokens, every second one with a memory\n"
         yield from _table(("asked by", "tokens/s, median (best)", "times plain `generate`"), answer_rows(findings))
     if (both := findings.both_over_one()) is not None:
         yield f"\nBoth answers, with and without a memory, take {both:.2f} times as long as one (median of pairs)."
     if findings.answers_failure:
         yield f"\nAnswers failed: {findings.answers_failure}"
+
+
+def _surroundings(told: dict[str, Any]) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items() if version)
+    threads, dtype = told.get("threads"), told.get("dtype")
+    yield f"{told['date']}, {told['platform']}, {told.get('device')}, {threads} threads, {dtype},"
+    yield f"Python {told['python']}, {versions}."
+    openmp = ", ".join(f"{name}={value}" for name, value in told.get("openmp", {}).items())
+    own = f"packed weights {_switch(told, 'pack')}, CUDA graphs {_switch(told, 'graphs')}"
+    yield f"Commit {told.get('commit') or '-'}; native arms: {own}; all: {openmp or 'OpenMP as it is by default'}."
+    yield f"Load average before {_load(told, 'load_before')}, after {_load(told, 'load_after')}.\n"
+    yield f"    {told['command']}\n"
+
+
+def _limits(findings: Findings) -> Iterator[str]:
+    if (machine := findings.machine) is None:
+        return
+    yield (
+        f"Limits, the best of this whole run: {machine.flops_per_s / 1e9:.0f} GFLOP/s,"
+        f" {machine.bytes_per_s / 1e9:.1f} GB/s. Bound of a step: for every token drawn max(weight bytes / bandwidth,"
+        f" 2 P rows / FLOP/s), then (2 + 2) P T for the policy"
+        f"{' and 2 P T for the reference' if findings.plan.beta else ''} at FLOP/s,"
+        f" P = {machine.parameters / 1e6:.1f} million, {machine.weight_bytes / 1e6:.0f} MB of weights, T tokens"
+        " drawn. It is one yardstick for all arms and counts every token of every rollout. Native arms update on what"
+        " rollouts begin with in common once, so their *bound / median* is more than the share of the machine that"
+        " they use, and may pass 100%.\n"
+    )
 
 
 def _table(columns: Sequence[str], content: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -173,7 +194,7 @@ def _table(columns: Sequence[str], content: Sequence[Sequence[str]]) -> Iterator
 
 
 def _row(findings: Findings, series: Series) -> tuple[str, ...]:
-    found, name = series.figures(findings.plan.steps), series.arm.name
+    found, name = findings.figures(series), series.arm.name
     if series.arm.micro_batch is not None:
         name += f" ({series.arm.micro_batch} rows)"
     if found is None:
@@ -183,7 +204,9 @@ def _row(findings: Findings, series: Series) -> tuple[str, ...]:
         series.regime.name,
         f"{found.seconds_per_step:.3g} ({found.seconds_per_step_min:.3g})",
         f"{found.seconds_per_memory_step:.3g} ({found.seconds_per_memory_step_min:.3g})",
-        *(f"{r:.2f}" if (r := _ratio(findings, series, other)) is not None else "-" for other in (TRL, TUNED)),
+        f"{found.tokens_per_memory_step:.0f}",
+        f"{found.seconds_per_token * 1000:.3g}",
+        *(f"{r:.2f}" if (r := findings.times(series, other)) is not None else "-" for other in (TRL, TUNED)),
         f"{found.decode_tokens_per_s:.0f}",
         f"{found.train_tokens_per_s:.0f}",
         "-" if found.share_of_bound is None else f"{found.share_of_bound:.0%}",
@@ -192,7 +215,7 @@ def _row(findings: Findings, series: Series) -> tuple[str, ...]:
 
 
 def _series(findings: Findings, series: Series) -> dict[str, Any]:
-    found = series.figures(findings.plan.steps)
+    found = findings.figures(series)
     return {
         "arm": series.arm.name,
         "memories": series.arm.memories,
@@ -200,9 +223,10 @@ def _series(findings: Findings, series: Series) -> dict[str, Any]:
         "tokens": series.regime.tokens,
         "ignore_end": series.regime.ignore_end,
         "turns": [asdict(turn) for turn in series.turns],
+        "lengths": series.lengths,
         **(asdict(found) if found else {}),
-        "times_trl": _ratio(findings, series, TRL),
-        "times_trl_tuned": _ratio(findings, series, TUNED),
+        "times_trl": findings.times(series, TRL),
+        "times_trl_tuned": findings.times(series, TUNED),
         "tried_micro_batches": series.tried,
         "peak_bytes": series.peak_bytes,
         "peak_since": series.peak_since,
@@ -210,26 +234,13 @@ def _series(findings: Findings, series: Series) -> dict[str, Any]:
     }
 
 
-def _ratio(findings: Findings, series: Series, other: str) -> float | None:
-    """How many times quicker a memory's step is than in that arm at the same length; by medians."""
-    found = series.figures(findings.plan.steps)
-    for candidate in findings.series:
-        if candidate.arm.name == other and candidate.regime == series.regime and found is not None:
-            slow = candidate.figures(findings.plan.steps)
-            return None if slow is None else slow.seconds_per_memory_step / found.seconds_per_memory_step
-    return None
-
-
 def _times(rates: Sequence[float], plain: Sequence[float]) -> str:
     return f"{statistics.median(rates) / statistics.median(plain):.2f}" if plain else "-"
 
 
+def _switch(told: dict[str, Any], name: str) -> str:
+    return {True: "on", False: "off"}.get(told.get(name), "-")  # type: ignore[arg-type]
+
+
 def _load(told: dict[str, Any], name: str) -> str:
     return "-" if name not in told else f"{told[name][0]:.2f}"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

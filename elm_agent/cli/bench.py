@@ -54,8 +54,9 @@ def speed(
     """
     settings, show = options.load(), options.output()
     from elm_agent.bench.speed import run_speed
+    from elm_agent.bench.speed_about import about
     from elm_agent.bench.speed_plan import Findings, Plan, check
-    from elm_agent.bench.speed_report import about, prepare, write
+    from elm_agent.bench.speed_report import prepare, write
 
     plan = Plan(
         model=_model(settings),
@@ -126,6 +127,7 @@ class _Teller:
 
 
 def _tell(show: Output, findings: Findings, paths: Sequence[Path]) -> None:
+    from elm_agent.bench import speed_goals
     from elm_agent.bench.speed_report import COLUMNS, answer_rows, document, ended, rows
 
     if show.json:
@@ -133,6 +135,7 @@ def _tell(show: Output, findings: Findings, paths: Sequence[Path]) -> None:
         return
     if findings.series:
         show.table(COLUMNS, rows(findings))
+        show.say(speed_goals.told(findings))
     if findings.answers:
         show.table(("answers asked by", "tokens/s, median (best)", "times generate"), answer_rows(findings))
     if (both := findings.both_over_one()) is not None:
@@ -151,6 +154,8 @@ def _model(settings: Settings) -> ModelChoice:
         threads=settings.threads,
         cache_dir=settings.cache_dir,
         offline=settings.offline,
+        pack=settings.pack,
+        graphs=settings.graphs,
     )
 
 

@@ -114,7 +114,7 @@ def _run(
     from elm_agent.bench.evidence.contract import Protocols
     from elm_agent.bench.evidence.plan import Plan, check
     from elm_agent.bench.evidence.run import run_evidence
-    from elm_agent.bench.speed_report import about
+    from elm_agent.bench.speed_about import about
     from elm_agent.runtime import opened_model
 
     plan = Plan(protocol=Protocols(protocol), **given)
@@ -140,12 +140,14 @@ def _run(
 
 
 class _Teller:
-    """A bar of answers for people, lines of JSON for programs. What cannot be used of a data set is always told."""
+    """A bar of answers and learnings for people, lines of JSON for programs. What cannot be used of a data set is
+    always told."""
 
     def __init__(self, show: Output, bar: Advance) -> None:
         self._show = show
         self._bar = bar
         self._words = ""
+        self._ahead = 0  # memories that were trained, and whose learning is not told yet
         self.done = 0
 
     def __call__(self, name: str, detail: Mapping[str, Any]) -> None:
@@ -157,12 +159,13 @@ class _Teller:
                 self._show.note("the last line of the run was cut off and has been dropped")
             if self.done:
                 self._show.note(f"{self.done} of {detail['answers']} answers are there; going on with the rest")
-            self._bar(self.done, "", total=detail["answers"])
+            self._bar(self.done + detail["learned"], "", total=detail["answers"] + detail["learnings"])
         elif name == "method":
             self._words = f"{detail['method']}, seed {detail['seed']}, {detail.get('task') or detail['source']}"
             self._bar(0, self._words)
         elif name == "prepare":
-            self._bar(0, f"{self._words}, {detail['done']} of {detail['total']} memories trained")
+            self._ahead += 1
+            self._bar(1, f"{self._words}, {detail['done']} of {detail['total']} memories trained")
         elif name in ("answer", "learn"):
             self._line(name, detail["line"])
             return
@@ -193,7 +196,9 @@ class _Teller:
             told = {field: getattr(line, field) for field in (*fields, "correct", "failure", "tokens", "seconds")}
             self._show.event(name, told)
         self._words = f"{line.method}, seed {line.seed}, {line.task}"
-        self._bar(name == "answer", self._words)
+        counted = name == "learn" and self._ahead > 0  # when it was trained, which is what takes the time
+        self._ahead -= counted
+        self._bar(not counted, self._words)
 
 
 def _sum_up(show: Output, lines: Sequence[GenerationLine], out: Path) -> None:

@@ -36,6 +36,7 @@ def show_explanation(out: Output, told: Mapping[str, Any]) -> None:
     asked = "not asked" if not judged["asked"] else "higher is better"
     out.say(f"\nanswers, verifier {judged['name']} ({asked})")
     rows = [(whose, short(told["answers"][whose], 40), _score(judged[whose])) for whose in ("memory", "zero_shot")]
+    rows += [(one["memory_id"], short(one["answer"], 40), _score(one["score"])) for one in told.get("heard", [])]
     out.table(("candidate", "answer", "score"), rows)
     out.say(f"\nroute {told['route']}: {told['why']}")
 

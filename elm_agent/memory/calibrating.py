@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from elm_agent.storage.bank import Bank
 
 
+GROWTH = 4
+"""A fit is worn when a quarter as many uses came since as it was made of: fewer move it little."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refit:
     """``kind``: of the keys by which memories are found. ``min_uses``: that told of help or harm, before anything is
@@ -23,6 +27,15 @@ class Refit:
     min_uses: int = 30
     window: int = 10_000
     ridge: float = 1.0
+
+    def if_grown(self, bank: Bank, namespace: str) -> str | None:
+        """As a call, where enough uses are new; None: too few are. Raises ``StorageError``, ``NotFound``."""
+        last = bank.calibrations.get(namespace, self.kind)
+        if last is not None and last.model_id != bank.namespace(namespace).model.id:
+            last = None
+        enough = self.min_uses if last is None else max(1, last.uses // GROWTH)
+        new = bank.calibrations.noted_since(namespace, self.kind, None if last is None else last.fitted_at)
+        return None if new < enough else self(bank, namespace)
 
     def __call__(self, bank: Bank, namespace: str) -> str:
         """Fit, keep, and say so in a clause; or why it was left as it is. Raises ``StorageError``, ``NotFound``."""

@@ -50,6 +50,7 @@ def explanation(
     zero_shot: Mapping[str, Any] | None,
     abstention: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
+    heard: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What ``ask --explain`` shows.
 
@@ -57,6 +58,7 @@ def explanation(
         considered: of ``plain_scores``. memory_id: the memory that was used, or None.
         memory, zero_shot: both candidates as dicts; their ``score`` is None where no verifier was asked.
         abstention: of ``plain_abstention``. budget: the tier, why it was chosen, and its vote.
+        heard: memories that answered beside the one that was used: each with its ``candidate`` and ``route``.
     """
     scores = None if memory is None else memory["score"]
     plain = None if zero_shot is None else zero_shot["score"]
@@ -86,6 +88,15 @@ def explanation(
             "memory": None if memory is None else memory["answer"],
             "zero_shot": None if zero_shot is None else zero_shot["answer"],
         },
+        "heard": [
+            {
+                "memory_id": one["memory_id"],
+                "answer": one["candidate"]["answer"],
+                "score": one["candidate"]["score"],
+                "route": one["route"],
+            }
+            for one in heard
+        ],
     }
 
 
@@ -118,6 +129,8 @@ def why(route: Route, reason: str | None, *, verifier: str, memory: float | None
             said = "only the memory's answer was generated"
         case Route.DEFERRED:
             said = "the plain answer was taken for now"
+        case Route.OUTVOTED:
+            said = "another memory's answer was taken"
         case Route.MEMORY | Route.ZERO_SHOT:
             said = _compared(route, verifier, memory, zero_shot)
     return said if reason is None else f"{said}: {reason}"

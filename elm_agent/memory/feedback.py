@@ -99,6 +99,8 @@ def effect_of(use: UseRecord, feedback: Feedback, right: str | None, task: Task)
         return _effect_alone(feedback)
     if use.route is Route.AGREED:
         return Effect.SAME
+    if use.route is Route.OUTVOTED:  # a third answer was returned: if it is right, both others were wrong
+        return Effect.SAME if feedback is Feedback.RIGHT else None
     if use.route not in (Route.MEMORY, Route.ZERO_SHOT, Route.DEFERRED) or use.memory_answer == use.zero_shot_answer:
         return None  # the memory gave no answer, or nobody could compare
     good = feedback is Feedback.RIGHT

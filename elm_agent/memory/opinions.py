@@ -23,12 +23,14 @@ MEMORY, PLAIN, FIRST = 0, 1, 2
 class Heard:
     """What came of it: ``votes`` of ``voters`` gave the answer that is returned.
 
-    ``speaker``: place among the opinions of the one that stands for the memories now; None: the nearest one does.
+    ``opinions``: as they came, with the verifier's scores where it was asked. ``speaker``: place among them of the
+    one that stands for the memories now; None: the nearest one does.
     """
 
     decision: Decision
     votes: int
     voters: int
+    opinions: tuple[Candidate, ...] = ()
     speaker: int | None = None
 
 
@@ -60,8 +62,27 @@ def hear(question: str, decided: Decision, opinions: Sequence[Candidate], task: 
         winners = max(tied, key=lambda members: (max(scores[place] for place in members), PLAIN in members))
     said = f"{most} of {len(voters)} answers say {str(voters[winners[0]].answer)[:80]!r}"
     settled = f"{said}, the verifier's choice of {len(tied)} such" if scores else said
-    decision, speaker = _spoken(replace(decided, reason=joined(decided.reason, settled)), voters, winners, scores)
-    return Heard(decision=decision, votes=most, voters=len(voters), speaker=speaker)
+    voters[FIRST:] = [replace(one, score=scores.get(place)) for place, one in enumerate(opinions, FIRST)]
+    decision, speaker = _spoken(replace(decided, reason=joined(decided.reason, settled)), voters, winners)
+    return Heard(decision=decision, votes=most, voters=len(voters), opinions=tuple(voters[FIRST:]), speaker=speaker)
+
+
+def stood(said: Candidate, decision: Decision, task: Task) -> Route:
+    """How the answer of a memory that was heard stood beside the plain one, if what was returned is right.
+
+    Both are it: ``agreed``; one of them is: ``memory`` or ``zero_shot``; neither: ``outvoted``. Where they cannot be
+    compared: ``failed_memory``, which says nothing of the memory.
+    """
+    try:
+        own, plain = (
+            one.answer is not None and decision.answer is not None and task.equivalent(one.answer, decision.answer)
+            for one in (said, decision.zero_shot)
+        )
+    except Exception:  # noqa: BLE001 - a task of one's own may raise anything
+        return Route.FAILED_MEMORY
+    if own:
+        return Route.AGREED if plain else Route.MEMORY
+    return Route.ZERO_SHOT if plain else Route.OUTVOTED
 
 
 def _scores(
@@ -73,15 +94,11 @@ def _scores(
     return {place: float(verdict.score) for place, verdict in zip(places, verdicts, strict=True)}
 
 
-def _spoken(
-    decided: Decision, voters: Sequence[Candidate], winners: Sequence[int], scores: dict[int, float]
-) -> tuple[Decision, int | None]:
+def _spoken(decided: Decision, voters: Sequence[Candidate], winners: Sequence[int]) -> tuple[Decision, int | None]:
     """The decision for the class of ``winners``, and which opinion speaks for the memories from now on."""
     if PLAIN in winners:
         plain = decided.zero_shot
         return replace(decided, route=Route.ZERO_SHOT, answer=plain.answer, text=plain.text), None
     speaker = voters[winners[0]]
-    if winners[0] != MEMORY:
-        speaker = replace(speaker, score=scores.get(winners[0]))
     decision = replace(decided, route=Route.MEMORY, answer=speaker.answer, text=speaker.text, memory=speaker)
     return decision, None if winners[0] == MEMORY else winners[0] - FIRST

@@ -21,6 +21,7 @@ _KEPT = {
     "job.claimed": ("attempt",),
     "job.done": ("memory_id", "state"),
     "job.replayed": ("replay_id",),
+    "job.refitted": ("calibration",),
     "job.failed": (),
     "job.cancelled": (),
     "job.released": (),

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
-from elm_agent.errors import InputError, JobCancelled, LeaseLost, ModelMismatch, StorageError, TrainingError
+from elm_agent.errors import InputError, JobCancelled, LeaseLost, ModelMismatch, NotFound, StorageError, TrainingError
 from elm_agent.memory.answering import describe
 from elm_agent.memory.gate import Gate
 from elm_agent.memory.heartbeat import Heartbeat
@@ -23,6 +23,7 @@ from elm_agent.protocols import Observer, Trainer
 from elm_agent.records import MemoryRecord, ModelFingerprint
 
 if TYPE_CHECKING:
+    from elm_agent.memory.calibrating import Refit
     from elm_agent.memory.replay import Replay
     from elm_agent.storage.bank import Bank
     from elm_agent.storage.queue.jobs import Lease
@@ -48,10 +49,11 @@ class Worker:
         concurrency: jobs learnt at the same time, each on a thread; with the native trainer they share their batches.
         gate: what a trained memory has to show before it may serve; None: what is asked of every memory.
         replay: how a question is learnt once more whose vote stayed split; None: it is not.
+        refit: how the abstention of a namespace is fitted anew when it has grown; None: it is not.
         upkeep: called between two jobs, often; see ``maintain.Scheduled``. Not with ``once``.
         observe: told every step of ``LEARN_STEPS``, and ``job.done``, ``job.failed``, ``job.cancelled``,
-            ``job.released``, ``job.lost`` and ``job.replayed``, and of a probe ``probe.done`` or ``probe.failed``;
-            each detail names its ``job_id``. What it raises is logged.
+            ``job.released``, ``job.lost``, ``job.replayed`` and ``job.refitted``, and of a probe ``probe.done`` or
+            ``probe.failed``; each detail names its ``job_id``. What it raises is logged.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Worker:
         concurrency: int = 1,
         gate: Gate | None = None,
         replay: Replay | None = None,
+        refit: Refit | None = None,
         upkeep: Callable[[], object] | None = None,
         observe: Observer | None = None,
     ) -> None:
@@ -86,6 +89,7 @@ class Worker:
         self._concurrency = concurrency
         self._gate = gate
         self._replay = replay
+        self._refit = refit
         self._upkeep = upkeep or (lambda: None)
         self._observe = observe or (lambda _name, _detail: None)
         self._stopping = threading.Event()
@@ -223,6 +227,7 @@ class Worker:
         else:
             self._tell(lease, "job.done", {"memory_id": memory.id, "state": memory.state.value})
             self._learn_again(lease, memory)
+            self._fit_anew(lease)
 
     def _learn_again(self, lease: Lease, memory: MemoryRecord) -> None:
         """Queue the question anew if its vote stayed split. The memory is published: a failure costs the replay."""
@@ -237,6 +242,18 @@ class Worker:
             return
         if job is not None:
             self._tell(lease, "job.replayed", {"replay_id": job.id, "rollouts": job.recipe.rollouts})
+
+    def _fit_anew(self, lease: Lease) -> None:
+        """Abstention follows what the namespace has seen since. A failure leaves the last fit."""
+        if self._refit is None:
+            return
+        try:
+            told = self._refit.if_grown(self.bank, lease.job.namespace)
+        except (StorageError, NotFound) as error:
+            logger.warning("job %s: abstention could not be fitted anew: %s", lease.job.id, error, extra=_ids(lease))
+            return
+        if told is not None:
+            self._tell(lease, "job.refitted", {"calibration": told})
 
     def _observer(self, lease: Lease, heartbeat: Heartbeat) -> Observer:
         steps = lease.job.recipe.steps

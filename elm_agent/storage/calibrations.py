@@ -6,8 +6,9 @@ A calibration is a few numbers over all uses together; it names no memory and ho
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from elm_agent.errors import NotFound
 from elm_agent.records import Calibration, Effect, KeyKind, Route, UseOutcome
@@ -60,6 +61,18 @@ class Calibrations:
             session.merge(CalibrationRow(**asdict(calibration) | {"kind": calibration.kind.value}))
             session.flush()
             check_still_here(session, calibration.namespace)
+
+    def noted_since(self, namespace: str, kind: KeyKind, at: datetime | None) -> int:
+        """How many uses of memories found by keys of ``kind`` came after ``at``; None: of all times."""
+        query = (
+            select(func.count())
+            .select_from(UseRow)
+            .where(UseRow.namespace == namespace, UseRow.key_kind == kind.value)
+        )
+        if at is not None:
+            query = query.where(UseRow.created_at > at)
+        with self._database.read() as session:
+            return session.scalar(query) or 0
 
     def seen(self, namespace: str, kind: KeyKind, *, newest: int) -> list[UseSeen]:
         """The ``newest`` uses in ``namespace`` of memories found by keys of ``kind``, oldest first."""

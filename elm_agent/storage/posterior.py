@@ -147,4 +147,6 @@ def shares(route: Route, outcome: UseOutcome, effect: Effect | None, *, verifier
             return verifier, 0.0, 0.0
         case Route.ZERO_SHOT:
             return 0.0, 0.0, verifier
+        case Route.OUTVOTED:
+            return 0.0, verifier, 0.0
     return None  # of an answer of the memory alone, too: it was compared with nothing

@@ -95,6 +95,19 @@ def test_a_bank_learns_to_abstain(opened: Open) -> None:
     assert "calibrated" in out["explanation"]["why"]
 
 
+def test_it_abstains_without_upkeep_once_it_has_learnt_again(opened: Open) -> None:
+    runtime = opened(abstention=CALIBRATED)
+    graph = taught(runtime)
+    settled(runtime, graph, UseOutcome.BROKEN, 6)
+    assert graph.invoke(SECOND, context=ASK)["route"] == "memory", "nothing was learnt since"
+    graph.invoke({"question": "What is 5 plus 5?"})
+    fitted = runtime.bank.calibrations.get("default", runtime.settings.retrieval.key)
+    assert fitted is not None
+    assert fitted.uses >= 7
+    out = graph.invoke(SECOND, context=ASK)
+    assert (out["route"], out["memory_id"]) == ("no_memory", None)
+
+
 def test_a_threshold_that_somebody_set_wins(opened: Open) -> None:
     graph = taught(runtime := opened(abstention=CALIBRATED))
     settled(runtime, graph, UseOutcome.BROKEN, 6)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from graph_calls import Open
+from langgraph.checkpoint.memory import InMemorySaver
 
 from elm_agent import Runtime
-from elm_agent.errors import TensorMissing
+from elm_agent.errors import NotFound, TensorMissing
 from elm_agent.integrations.langgraph import build_graph
 
 LEARNT = ["What is 7 times 8?", "What is 7 times 7?", "What is 7 times 6?", "What is 7 times 5?"]
@@ -28,7 +29,7 @@ def taught(runtime: Runtime, answers: list[str]) -> list[str]:
     graph = build_graph(runtime)
     for question in LEARNT:
         graph.invoke({"question": question})
-    told = graph.invoke(ASKED, context=EXPLAIN)["explanation"]["retrieval"]["candidates"]
+    told = graph.invoke(ASKED, context={**EXPLAIN, "note": False})["explanation"]["retrieval"]["candidates"]
     near = [one["memory_id"] for one in told]
     of = dict(zip(near, answers, strict=False))
     model: Any = runtime.model
@@ -66,6 +67,76 @@ def test_an_opinion_against_both_answers_serves_and_is_noted(opened: Open, mode:
         "1",
         out["similarity"],
     )
+    assert [(one["memory_id"], one["candidate"]["text"]) for one in out["heard"]] == [(near[0], "2"), (near[2], "3")]
+    assert [(one["memory_id"], one["answer"], one["route"]) for one in told["heard"]] == [
+        (near[0], "2", "outvoted"),
+        (near[2], "3", "memory"),
+    ]
+
+
+def noted(runtime: Runtime) -> dict[str, tuple[str, str | None, str | None]]:
+    """Of the last question by memory: how it stood, what it said, and what was returned."""
+    uses = [use for use in runtime.bank.uses("default") if use.question == ASKED["question"]]
+    return {use.memory_id: (use.route.value, use.memory_answer, use.answer) for use in uses}
+
+
+@pytest.mark.parametrize(
+    ("answers", "routes"),
+    [
+        (["2", "3", "3", "9"], ["outvoted", "memory", "memory"]),
+        (["2", "1", "4", "9"], ["zero_shot", "agreed", "zero_shot"]),
+        (["2", "2", "4", "9"], ["memory", "memory", "outvoted"]),
+    ],
+)
+def test_each_memory_that_was_heard_is_noted_with_what_its_own_answer_did(
+    opened: Open, answers: list[str], routes: list[str]
+) -> None:
+    runtime = opened()
+    near = taught(runtime, answers)
+    before = len(runtime.bank.uses("default"))
+    out = build_graph(runtime).invoke(ASKED, context={"learn": False})
+    assert len(runtime.bank.uses("default")) == before + 3
+    found = noted(runtime)
+    assert [found[memory] for memory in near[:3]] == [
+        (route, said, out["answer"]) for route, said in zip(routes, answers, strict=False)
+    ]
+
+
+def test_the_vote_of_samples_has_the_last_word_on_those_who_were_heard(opened: Open) -> None:
+    runtime = opened(budget={"samples": 5})
+    near = taught(runtime, ["2", "3", "3", "9"])
+    out = build_graph(runtime).invoke(ASKED, context={"learn": False, "tier": "thorough"})
+    assert (out["answer"], out["route"], out["memory_id"]) == ("1", "zero_shot", near[1]), "six plain ones say so"
+    assert {route for route, _, _ in noted(runtime).values()} == {"zero_shot"}
+
+
+def test_a_thread_forgets_whom_it_heard(opened: Open) -> None:
+    runtime = opened()
+    taught(runtime, ["2", "3", "3", "9"])
+    graph = build_graph(runtime, checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "one"}}
+    assert graph.invoke(ASKED, config, context=EXPLAIN)["heard"]
+    uses = len(runtime.bank.uses("default"))
+    out = graph.invoke(ASKED, config, context={**EXPLAIN, "min_similarity": 1.0})
+    assert (out["route"], out["heard"], out["explanation"]["heard"]) == ("no_memory", [], [])
+    assert len(runtime.bank.uses("default")) == uses
+
+
+def test_one_who_was_heard_and_is_gone_costs_its_own_use_alone(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = opened()
+    near = taught(runtime, ["2", "3", "3", "9"])
+    record = runtime.bank.record_use
+
+    def gone(use: Any, **more: Any) -> None:
+        if use.memory_id == near[0]:
+            raise NotFound("it is purged")
+        record(use, **more)
+
+    monkeypatch.setattr(runtime.bank, "record_use", gone)
+    out = build_graph(runtime).invoke(ASKED, context={"learn": False})
+    assert runtime.bank.use("default", out["use_id"]).memory_id == near[1]
+    assert f"that {near[0]} was heard is not noted: NotFound: it is purged" in out["reason"]
+    assert set(noted(runtime)) == {near[1], near[2]}
 
 
 def test_opinions_for_the_plain_answer_keep_it(opened: Open) -> None:

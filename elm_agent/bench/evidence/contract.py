@@ -39,6 +39,9 @@ FORMAT = 1
 HIDDEN = ""
 """What stands for the reference answer where a method may not see it."""
 
+SHARED = "shared_with_seed"
+"""In the ``detail`` of an answer that was generated for another seed, which is its value."""
+
 
 class Protocols(StrEnum):
     """How a set of questions is gone through; see above."""
@@ -111,9 +114,10 @@ class CandidateLine:
     """One text that was generated while a question was answered.
 
     ``role``: "zero_shot", "memory", "sample", "critique" or whatever a method calls it; a method that generated the
-    plain greedy answer calls it "zero_shot", so that what it fixed and broke can be counted. ``correct`` is the
-    runner's to set, for candidates with an ``answer``; a method leaves it None. Without an answer a "zero_shot",
-    "memory" or "sample" is wrong, and any other role is neither right nor wrong.
+    plain greedy answer calls it "zero_shot", so that what it fixed and broke can be counted. "opinion" is what a
+    memory said that did not serve. ``correct`` is the runner's to set, for candidates with an ``answer``; a
+    method leaves it None. Without an answer a "zero_shot", "memory", "opinion" or "sample" is wrong, and any other
+    role is neither right nor wrong.
     """
 
     role: str

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from elm_agent.bench.evidence.contract import GenerationLine, Phase
+from elm_agent.bench.evidence.comparing import Comparison, beside, compare
+from elm_agent.bench.evidence.contract import SHARED, GenerationLine, Phase
 from elm_agent.bench.evidence.lines import (
     ZERO_SHOT,
     Items,
@@ -29,21 +30,7 @@ from elm_agent.bench.evidence.lines import (
     question_of,
     verdicts,
 )
-from elm_agent.bench.evidence.paired import Interval, McNemar, mcnemar, mean_interval
 from elm_agent.bench.evidence.routing import Retrieval, Routing, retrieval, routing
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A method beside a reference, on the questions and seeds that both have a judged answer to."""
-
-    reference: str
-    unpaired: int  # judged answers of the method without a counterpart
-    fixed: int  # the reference wrong, the method right
-    broken: int
-    harm: Share  # broken, of all pairs
-    difference: Interval  # mean of (method right) - (reference right)
-    mcnemar: McNemar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +46,16 @@ class Cost:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedFigures:
     seed: int
+    asked: int
+    questions: int  # that there are to be asked
+    shared: bool  # every answer is that of another seed, as the method draws nothing
     accuracy: Share
     failures: int
     versus: Comparison | None
+
+    @property
+    def finished(self) -> bool:
+        return self.asked >= self.questions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +87,8 @@ class MethodFigures:
     failures: int  # of answering
     learn_failures: int
     versus: Comparison | None
-    against: tuple[Comparison, ...]  # other methods, where asked for
+    against: tuple[Comparison, ...]  # one of ours beside each baseline
+    among: tuple[Comparison, ...]  # one of ours beside each other one of ours that stands before it
     own_reference: int  # pairs whose reference is the method's own plain candidate, as zero-shot was not run
     reference_differs: int  # questions whose own plain candidate was judged otherwise than the method zero_shot
     seeds: tuple[SeedFigures, ...]
@@ -173,28 +168,6 @@ def task_figures(
     )
 
 
-def compare(lines: Lines, reference: Mapping[Key, bool], name: str, items: Items) -> Comparison:
-    """The judged answers of ``lines`` beside ``reference``. A question with all its seeds is one unit of drawing."""
-    pairs: list[tuple[bool, bool]] = []
-    groups: dict[tuple[str, str], list[float]] = defaultdict(list)
-    answers = judged(lines)
-    for line in answers:
-        if (other := reference.get(key_of(line))) is not None:
-            right = bool(line.correct)
-            pairs.append((right, other))
-            groups[question_of(line, items)].append(float(right) - float(other))
-    fixed, broken = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    return Comparison(
-        reference=name,
-        unpaired=len(answers) - len(pairs),
-        fixed=fixed,
-        broken=broken,
-        harm=Share.of(broken, len(pairs)),
-        difference=mean_interval(groups),
-        mcnemar=mcnemar(pairs),
-    )
-
-
 # --- one section ------------------------------------------------------------------------------------------------
 
 
@@ -206,28 +179,40 @@ def _section(
         groups[line.method, line.source if line.source != line.task else None].append(line)
     known = {group: verdicts(part) for group, part in groups.items()}
     zero_shot = known.get((ZERO_SHOT, None), {})
+    asked = {line.task for line in answers}
+    whole = sum(of in asked for of, _ in items)
     methods = []
     for (name, source), part in groups.items():
         sources = {line.source for line in part}
         learning = [line for line in learned if line.method == name and line.task in sources]
-        against = {
-            label_of(other, of): right
-            for (other, of), right in known.items()
-            if is_agent(name) and is_baseline(other) and of in (None, source)
-        }
-        methods.append(_method(part, learning, zero_shot, against, items, source))
+        found = _method(part, learning, zero_shot, items, source, whole)
+        methods.append(_held_against(found, part, known, items) if is_agent(name) else found)
         told(name)
     questions = {question_of(line, items) for line in answers}
     return TaskFigures(task=task, questions=len(questions), methods=tuple(methods))
+
+
+def _held_against(
+    method: MethodFigures, answers: Lines, known: Mapping[tuple[str, str | None], Mapping[Key, bool]], items: Items
+) -> MethodFigures:
+    """One of ours with the baselines, and with those of ours that stand before it: each two are compared once."""
+    before = list(known)[: list(known).index((method.method, method.source))]
+    ours = [group for group in before if is_agent(group[0]) and group[1] == method.source]
+    others = [group for group in known if is_baseline(group[0]) and group[1] in (None, method.source)]
+    return replace(
+        method,
+        against=beside(answers, {label_of(*group): known[group] for group in others}, items),
+        among=beside(answers, {label_of(*group): known[group] for group in ours}, items),
+    )
 
 
 def _method(
     answers: Lines,
     learned: Lines,
     zero_shot: Mapping[Key, bool],
-    against: Mapping[str, Mapping[Key, bool]],
     items: Items,
     source: str | None,
+    whole: int,
 ) -> MethodFigures:
     name = answers[0].method
     own = _own_reference(answers)
@@ -246,13 +231,22 @@ def _method(
         failures=sum(line.failure is not None for line in answers),
         learn_failures=sum(line.failure is not None for line in learned),
         versus=versus(answers),
-        against=tuple(compare(answers, other, title, items) for title, other in against.items()),
+        against=(),
+        among=(),
         own_reference=0
         if reference is None
         else sum(key_of(line) in own.keys() - zero_shot.keys() for line in right),
         reference_differs=sum(own[key] != zero_shot[key] for key in own.keys() & zero_shot.keys()),
         seeds=tuple(
-            SeedFigures(seed=seed, accuracy=accuracy(part), failures=_failed(part), versus=versus(part))
+            SeedFigures(
+                seed=seed,
+                asked=len(part),
+                questions=whole,
+                shared=all(SHARED in line.detail for line in part),
+                accuracy=accuracy(part),
+                failures=_failed(part),
+                versus=versus(part),
+            )
             for seed, part in sorted(grouped(answers, lambda line: line.seed).items())
         ),
         families=tuple(

@@ -10,7 +10,7 @@ from elm_agent.memory.answering import describe
 from elm_agent.protocols import Task
 from elm_agent.tasks import CHAIN_OF_THOUGHT, MathTask, TextTask, get_task
 
-ANSWERS = frozenset({"zero_shot", "memory", "sample"})
+ANSWERS = frozenset({"zero_shot", "memory", "opinion", "sample"})
 """Roles whose texts are meant to answer: one of them without an answer is wrong."""
 
 PROMPTS = {"short": "\nReply with the final answer only, in \\boxed{}.", "paper": CHAIN_OF_THOUGHT}

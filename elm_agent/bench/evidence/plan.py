@@ -128,6 +128,13 @@ def head_of(plan: Plan, settings: Settings, sets: dict[str, Any], environment: d
     }
 
 
+def learnings_of(plan: Plan, sets: dict[str, TaskSet]) -> int:
+    """How many times the run learns from a question in all."""
+    words = plan.sources if plan.protocol is Protocols.TRANSFER else plan.tasks
+    learners = sum(map(learns, plan.methods))
+    return learners * len(plan.seeds) * sum(len(sets[one].items) for one in words)
+
+
 def answers_of(plan: Plan, sets: dict[str, TaskSet]) -> int:
     """How many answers the run has in all; those of memories that fail are never given."""
     sizes = {words: len(made.items) for words, made in sets.items()}

@@ -82,8 +82,9 @@ def memories(task: TaskFigures) -> Section | None:
             those = ", ".join(str(seed) for seed, one in found.concentration.items() if one.note == note)
             notes.append(f"{method.label}, seed {those}: {note}.")
         notes.append(
-            f"{method.label}: {found.memories} memories were kept{f' ({states})' if states else ''}; a memory was"
-            f" retrieved for {counted(found.retrieved)} of the questions."
+            f"{method.label}: {found.memories} memories were kept{f' ({states})' if states else ''},"
+            f" {found.retrievable} of them could be retrieved; a memory was retrieved for {counted(found.retrieved)}"
+            " of the questions."
         )
     if not rows:
         return None
@@ -91,10 +92,21 @@ def memories(task: TaskFigures) -> Section | None:
         title="Memories and their retrieval",
         words=(
             "Top: share of all retrievals that went to the most retrieved memory, and to the first three. Gini: 0"
-            " when all kept memories are retrieved alike, near 1 when one takes all. Entropy: 1 and 0 for the same.",
+            " when all memories that could be retrieved are so alike, near 1 when one takes all. Entropy: 1 and 0 for"
+            " the same.",
         ),
         table=Table(
-            columns=("method", "seed", "retrievals", "memories used", "kept", "top", "top 3", "Gini", "entropy"),
+            columns=(
+                "method",
+                "seed",
+                "retrievals",
+                "memories used",
+                "retrievable",
+                "top",
+                "top 3",
+                "Gini",
+                "entropy",
+            ),
             rows=tuple(rows),
         ),
         notes=tuple(notes),
@@ -150,6 +162,7 @@ def offline(found: Iterable[OfflineFigures]) -> Section | None:
                     one.task,
                     one.method,
                     str(seed.seed),
+                    str(sum(memory.seed == seed.seed and memory.gain is not None for memory in one.memories)),
                     percent(seed.zero_shot),
                     NONE if best is None else f"{percent(best.accuracy)} ({points(best.gain)})",
                     NONE if best is None else points(best.elsewhere),
@@ -169,16 +182,17 @@ def offline(found: Iterable[OfflineFigures]) -> Section | None:
     return Section(
         title="Each memory on all questions",
         words=(
-            "The best memory is chosen on the questions that it is measured on: an upper end. Elsewhere: its gain in"
-            " points without the question that it was made from. Oracle: it or zero-shot right; of the bank: any"
-            " memory or zero-shot right. Negative flips: broken, of those zero-shot has right, mean of the best"
-            f" {TOP}. IoU: of what the two best fix.",
+            "The best memory is chosen on the questions that it is measured on: an upper end, and the higher the more"
+            " memories there are. Elsewhere: its gain in points without the question that it was made from. Oracle:"
+            " it or zero-shot right; of the bank: any memory or zero-shot right. Negative flips: broken, of those"
+            f" zero-shot has right, mean of the best {TOP}. IoU: of what the two best fix.",
         ),
         table=Table(
             columns=(
                 "task",
                 "method",
                 "seed",
+                "memories",
                 "zero-shot",
                 "best memory",
                 "elsewhere",
@@ -202,7 +216,9 @@ def gains(found: Iterable[OfflineFigures]) -> Section | None:
     return Section(
         title="Share of memories that gain more than so many points",
         table=Table(
-            columns=("task", "method", *(f"> {limit}" for limit in limits)),
-            rows=tuple((one.task, one.method, *map(percent, one.curve.values())) for one in shown),
+            columns=("task", "method", "memories", *(f"> {limit}" for limit in limits)),
+            rows=tuple(
+                (one.task, one.method, str(one.improving.whole), *map(percent, one.curve.values())) for one in shown
+            ),
         ),
     )

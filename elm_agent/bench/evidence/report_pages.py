@@ -9,12 +9,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from elm_agent.bench.evidence import report_bank, report_tables
+from elm_agent.bench.evidence import report_bank, report_beside, report_tables
 from elm_agent.bench.evidence.contract import Protocols
 from elm_agent.bench.evidence.figures import TaskFigures
 from elm_agent.bench.evidence.report import Report
 from elm_agent.bench.evidence.report_plots import Plots, offline_plots, task_plots
 from elm_agent.bench.evidence.report_section import Part, Section, Table, plain
+from elm_agent.bench.evidence.report_summary import opening
 
 LISTED = 100
 """Failures and faults that a page lists; the JSON has all."""
@@ -22,6 +23,7 @@ LISTED = 100
 
 def parts_of(report: Report) -> Iterator[Part]:
     """The chapters, in the order of reading."""
+    yield opening(report.tasks, report.offline, _names(report))
     plots = Plots([method.label for task in report.tasks for method in task.methods] + _names(report))
     for task in report.tasks:
         yield _task(report, task, plots)
@@ -80,7 +82,7 @@ def html(report: Report, parts: Sequence[Part]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["anchor"] = _anchor
+    environment.filters |= {"anchor": _anchor, "breakable": _breakable}
     page = environment.get_template("report.html.j2")
     return page.render(
         title=title(report),
@@ -100,7 +102,8 @@ def _task(report: Report, task: TaskFigures, plots: Plots) -> Part:
         report_tables.seeds(task),
         report_tables.families(task),
         report_tables.parts(task),
-        report_tables.against(task),
+        report_beside.against(task),
+        report_beside.among(task),
         report_bank.routing(task),
         report_tables.costs(task),
         report_bank.memories(task),
@@ -168,9 +171,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 
 
 def _markdown(report: Report, parts: Sequence[Part]) -> Iterator[str]:
-    yield f"# {_escaped(title(report))}\n"
-    yield from _table(Table(columns=("how it was made", ""), rows=tuple(about(report))))
-    yield "\nSettings and data sets: run.json in the folder of the run, and report.json."
+    yield f"# {_escaped(title(report))}"
     if report.unfinished:
         yield "\n**Not finished:**\n"
         yield from (f"- {_escaped(line)}" for line in report.unfinished)
@@ -178,6 +179,9 @@ def _markdown(report: Report, parts: Sequence[Part]) -> Iterator[str]:
         yield f"\n## {_escaped(part.title)}"
         for section in part.sections:
             yield from _section(section)
+    yield "\n## How it was made\n"
+    yield from _table(Table(columns=("what", ""), rows=tuple(about(report))))
+    yield "\nSettings and data sets: run.json in the folder of the run, and report.json."
 
 
 def _section(section: Section) -> Iterator[str]:
@@ -189,7 +193,7 @@ def _section(section: Section) -> Iterator[str]:
     if section.pictures:
         yield from (f"- {_escaped(picture.alt)}" for picture in section.pictures)
     if section.notes:
-        yield ""
+        yield from [""] if section.table is not None or section.pictures else []
         yield from (f"- {_escaped(note)}" for note in section.notes)
 
 
@@ -203,6 +207,11 @@ def _table(table: Table) -> Iterator[str]:
 def _escaped(text: str) -> str:
     """Stored text neither breaks a table nor becomes a link, a tag or emphasis."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", plain(text))
+
+
+def _breakable(text: str) -> Markup:
+    """The name of a method goes on in the next line where a part of it ends."""
+    return Markup("+<wbr>").join(Markup.escape(part) for part in plain(text).split("+"))
 
 
 def _anchor(text: str) -> str:

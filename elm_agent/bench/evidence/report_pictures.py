@@ -184,9 +184,8 @@ def thresholds(found: Sequence[OfflineFigures], colours: Mapping[str, str]) -> C
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for one in found:
-            axes.plot(
-                list(one.curve), list(one.curve.values()), color=colours[one.method], marker=".", label=one.method
-            )
+            label = f"{one.method}, {one.improving.whole} memories"
+            axes.plot(list(one.curve), list(one.curve.values()), color=colours[one.method], marker=".", label=label)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set(xlabel="more than so many points over zero-shot", ylabel="share of memories", ylim=(-0.02, 1.02))
         _below(figure, axes)

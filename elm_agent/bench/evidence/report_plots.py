@@ -11,7 +11,7 @@ from elm_agent.bench.evidence.contract import Phase
 from elm_agent.bench.evidence.figures import TaskFigures
 from elm_agent.bench.evidence.lines import ZERO_SHOT, Key, Lines, candidate_right, grouped, is_agent, key_of, verdicts
 from elm_agent.bench.evidence.matrix import OfflineFigures
-from elm_agent.bench.evidence.report_section import Picture, Section, percent, plain, points
+from elm_agent.bench.evidence.report_section import Picture, Section, counted, percent, plain, points, seeds
 from elm_agent.bench.evidence.report_series import (
     Band,
     bank_map,
@@ -34,9 +34,12 @@ class Plots:
         self._colours = pictures.colours_of(methods)
         self._count = 0
 
-    def stream(self, answers: Lines) -> Section | None:
+    def stream(self, task: TaskFigures, answers: Lines) -> Section | None:
         """Accuracy over the stream; None when nothing was judged."""
-        curves, changes = stream_curves(answers), stream_changes(answers)
+        unfinished = {
+            (method.method, one.seed) for method in task.methods for one in method.seeds if not one.finished
+        }
+        curves, changes = stream_curves(answers, unfinished), stream_changes(answers)
         if not curves:
             return None
         drawn = [
@@ -45,7 +48,8 @@ class Plots:
         ]
         words = "Share of right answers so far, mean over seeds; the band is from the lowest to the highest seed."
         words += " Dotted: where the stream changes." if changes else ""
-        return Section(title="Accuracy over the stream", words=(words,), pictures=tuple(drawn))
+        notes = tuple(_left_out(task))
+        return Section(title="Accuracy over the stream", words=(words,), pictures=tuple(drawn), notes=notes)
 
     def gain(self, task: TaskFigures) -> Section | None:
         """Cost against gain, and flips; None when nothing is beside zero-shot."""
@@ -100,7 +104,8 @@ class Plots:
             pictures.rewards(curves, self._colours), f"Share of rollouts that agree: {told}.", labels=len(curves)
         )
         words = (
-            "Median over a method's memories, with quartiles. Agreement is the reward; it needs no reference answer."
+            "Median over a method's memories, with quartiles; one that stopped early keeps its last value to the end."
+            " Agreement is the reward; it needs no reference answer."
         )
         return Section(title="Reward curves", words=(words,), pictures=(picture,))
 
@@ -131,7 +136,7 @@ class Plots:
         """Threshold curves, and the matrix of every seed; None without a matrix."""
         drawn = []
         if shown := [one for one in found if one.curve]:
-            told = "; ".join(f"{one.method} {percent(one.improving)} improve" for one in shown)
+            told = "; ".join(f"{one.method} {counted(one.improving)} improve" for one in shown)
             alt = f"Share of memories by gain: {told}."
             drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt, labels=len(shown)))
         for one in found:
@@ -158,9 +163,9 @@ class Plots:
 def task_plots(plots: Plots, task: TaskFigures, lines: Lines, *, online: bool) -> Iterator[Section | None]:
     """The pictures of one task; ``online``: the order of questions means something."""
     answers = [one for one in lines if one.phase is Phase.ANSWER and one.learner is None and one.task == task.task]
-    sources = {one.source for one in answers}
-    learned = [one for one in lines if one.phase is Phase.LEARN and one.task in sources]
-    yield plots.stream(answers) if online else None
+    served = {(one.method, one.source) for one in answers}
+    learned = [one for one in lines if one.phase is Phase.LEARN and (one.method, one.task) in served]
+    yield plots.stream(task, answers) if online else None
     yield plots.gain(task)
     yield plots.retrieval(task)
     yield plots.maps(answers, learned)
@@ -170,7 +175,12 @@ def task_plots(plots: Plots, task: TaskFigures, lines: Lines, *, online: bool) -
 def offline_plots(plots: Plots, found: Sequence[OfflineFigures], lines: Lines) -> Iterator[Section | None]:
     """The pictures of the memories that one task's matrix is of."""
     task = found[0].task
-    learned = [one for one in lines if one.phase is Phase.LEARN and one.task == task]
+    measured = {(one.method, memory.seed, memory.learner) for one in found for memory in one.memories}
+    learned = [
+        one
+        for one in lines
+        if one.phase is Phase.LEARN and one.task == task and (one.method, one.seed, one.item_id) in measured
+    ]
     yield plots.offline(found)
     yield plots.maps([one for one in lines if one.phase is Phase.ANSWER and one.task == task], learned)
     yield plots.rewards(learned)
@@ -188,7 +198,19 @@ def _crowds(curves: Mapping[str, Band]) -> Iterator[tuple[str, dict[str, Band]]]
 
 
 def _ends(curves: Mapping[str, Band]) -> str:
-    return "; ".join(f"{name} {percent(band.middle[-1])} in the end" for name, band in curves.items())
+    return "; ".join(
+        f"{name} {percent(band.middle[-1])} after {band.x[-1]} questions, {seeds(band.members)}"
+        for name, band in curves.items()
+    )
+
+
+def _left_out(task: TaskFigures) -> Iterator[str]:
+    for method in task.methods:
+        finished = any(one.finished for one in method.seeds)
+        for one in method.seeds:
+            if not one.finished:
+                shown = "left out" if finished else "shown as far as it came"
+                yield f"{method.label}, seed {one.seed}: {one.asked} of {one.questions} questions, {shown}."
 
 
 def _own(answers: Lines) -> dict[Key, bool]:

@@ -14,6 +14,7 @@ NONE = "–"
 class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    roomy: bool = False  # cells hold several numbers, and rows are read across
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,10 @@ def p_value(p: float | None) -> str:
 
 def number(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{value:,.{digits}f}".replace(",", " ")
+
+
+def seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def plain(value: object) -> str:

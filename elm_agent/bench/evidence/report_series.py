@@ -6,7 +6,7 @@ Pure functions of lines; knows nothing of drawing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -50,17 +50,20 @@ class BankMap:
     note: str | None
 
 
-def stream_curves(answers: Lines) -> dict[str, Band]:
+def stream_curves(answers: Lines, unfinished: Container[tuple[str, int]] = ()) -> dict[str, Band]:
     """For each method the share of right answers so far, over the position in the stream; mean and range over seeds.
 
     A failure stands for nothing: the share stays that of the judged answers before it. Positions before the first
-    judged answer of a seed are left out.
+    judged answer of a seed are left out, and ``unfinished`` methods and seeds where the method has a finished one:
+    the mean would jump where they end.
     """
     curves = {}
     for method, part in grouped(answers, lambda line: line.method).items():
-        seeds = [_so_far(one) for one in grouped(part, lambda line: line.seed).values()]
-        if any(seeds):
-            curves[method] = _band([one for one in seeds if one])
+        seeds = grouped(part, lambda line: line.seed)
+        finished = [lines for seed, lines in seeds.items() if (method, seed) not in unfinished]
+        shares = [found for lines in finished or seeds.values() if (found := _so_far(lines))]
+        if shares:
+            curves[method] = _band(shares)
     return curves
 
 
@@ -75,18 +78,20 @@ def _part(line: GenerationLine) -> str:
 
 
 def reward_curves(learned: Lines, name: str = "vote_share") -> dict[str, Band]:
-    """For each method the value ``name`` of its memories over the training steps: median and quartiles."""
+    """For each method the value ``name`` of its memories over the training steps: median and quartiles.
+
+    A memory that stopped before the others keeps its last value: it is settled, not gone.
+    """
     curves = {}
     for method, part in grouped(learned, lambda line: line.method).items():
         runs = [[float(step[name]) for step in line.curve if _is_number(step.get(name))] for line in part]
         runs = [run for run in runs if run]
         if not runs:
             continue
-        columns = [[run[step] for run in runs if step < len(run)] for step in range(max(map(len, runs)))]
-        low, middle, high = (
-            tuple(float(np.quantile(column, share)) for column in columns) for share in (0.25, 0.5, 0.75)
-        )
-        steps = tuple(range(1, len(columns) + 1))
+        longest = max(map(len, runs))
+        columns = np.array([run + run[-1:] * (longest - len(run)) for run in runs])
+        low, middle, high = (tuple(row.tolist()) for row in np.quantile(columns, (0.25, 0.5, 0.75), axis=0))
+        steps = tuple(range(1, longest + 1))
         curves[method] = Band(x=steps, middle=middle, low=low, high=high, members=len(runs))
     return curves
 

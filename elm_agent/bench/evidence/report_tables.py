@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from elm_agent.bench.evidence.figures import Comparison, MethodFigures, TaskFigures
+from elm_agent.bench.evidence.comparing import Comparison
+from elm_agent.bench.evidence.figures import MethodFigures, SeedFigures, TaskFigures
 from elm_agent.bench.evidence.lines import Share
+from elm_agent.bench.evidence.report_beside import P_TOO_SMALL, paired, said
 from elm_agent.bench.evidence.report_section import (
     NONE,
     Section,
@@ -29,10 +31,21 @@ def results(task: TaskFigures) -> Section:
             f"{task.questions} different questions. Difference: percentage points more than zero-shot on the same"
             f" questions and seeds, with its {level:.0f} % bootstrap interval over questions. p: exact McNemar test."
             " Fixed and broken: only the method right, only zero-shot right. Harm: broken, of all pairs. Failures are"
-            " in no share; a text without an answer is wrong.",
+            f" in no share; a text without an answer is wrong. {P_TOO_SMALL}",
         ),
         table=Table(
-            columns=("method", "right", "difference", "p", "fixed", "broken", "harm", "no answer", "failures"),
+            columns=(
+                "method",
+                "right",
+                "pairs",
+                "difference",
+                "p",
+                "fixed",
+                "broken",
+                "harm",
+                "no answer",
+                "failures",
+            ),
             rows=tuple(_result(method) for method in task.methods),
         ),
         notes=tuple(note for method in task.methods for note in _notes(method)),
@@ -43,9 +56,10 @@ def _result(method: MethodFigures) -> tuple[str, ...]:
     head = (method.label, counted(method.accuracy))
     tail = (str(method.no_answer), str(method.failures))
     if (found := method.versus) is None:
-        return (*head, "reference", *[NONE] * 4, *tail)
+        return (*head, NONE, "reference", *[NONE] * 4, *tail)
     return (
         *head,
+        paired(found),
         interval(found.difference),
         p_value(found.mcnemar.p),
         str(found.fixed),
@@ -57,9 +71,11 @@ def _result(method: MethodFigures) -> tuple[str, ...]:
 
 def _notes(method: MethodFigures) -> Iterator[str]:
     if method.versus is not None:
-        yield from _said(method.label, method.versus)
+        yield from said(method.label, method.versus)
         if method.versus.unpaired:
             yield f"{method.label}: {method.versus.unpaired} judged answers have no zero-shot answer beside them."
+    if any(one.shared for one in method.seeds):
+        yield f"{method.label}: nothing is drawn, so each answer stands here once for every seed."
     if method.own_reference:
         yield (
             f"{method.label}: {method.own_reference} pairs are with its own plain candidate, for zero_shot has no"
@@ -75,28 +91,30 @@ def _notes(method: MethodFigures) -> Iterator[str]:
         yield f"{method.label}: learning failed {method.learn_failures}×."
 
 
-def _said(label: str, found: Comparison) -> Iterator[str]:
-    notes = dict.fromkeys(note for note in (found.difference.note, found.mcnemar.note) if note is not None)
-    if notes:
-        yield f"{label} beside {found.reference}: {'; '.join(notes)}."
-
-
 def seeds(task: TaskFigures) -> Section:
     """Seeds one by one."""
     names = sorted({seed.seed for method in task.methods for seed in method.seeds})
     rows = []
     for method in task.methods:
-        found = {one.seed: one for one in method.seeds}
-        cells = []
-        for name in names:
-            one = found.get(name)
-            cells.append(NONE if one is None else f"{percent(one.accuracy)}{_gained(one.versus)}")
-        rows.append((method.label, *cells, _spread([one.accuracy.value for one in method.seeds])))
+        found = {one.seed: _seed(one) for one in method.seeds}
+        rows.append((method.label, *(found.get(name, NONE) for name in names), _spread(method.seeds)))
     return Section(
         title="Seeds one by one",
-        words=("Right answers, with the difference to zero-shot of the same seed in points and its p.",),
+        words=(
+            "Right answers, with the difference to zero-shot of the same seed in points and its p. Mean and standard"
+            " deviation are those of the finished seeds.",
+        ),
         table=Table(columns=("method", *(f"seed {name}" for name in names), "mean ± deviation"), rows=tuple(rows)),
     )
+
+
+def _seed(one: SeedFigures) -> str:
+    told = [f"{percent(one.accuracy)}{_gained(one.versus)}"]
+    if not one.finished:
+        told.append(f"not finished: {one.asked} of {one.questions}")
+    if one.failures:
+        told.append(f"{one.failures} failed")
+    return "; ".join(told)
 
 
 def _gained(found: Comparison | None) -> str:
@@ -106,12 +124,15 @@ def _gained(found: Comparison | None) -> str:
     return f" ({points(found.difference.estimate)}{p})"
 
 
-def _spread(values: Sequence[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
+def _spread(seeds: Sequence[SeedFigures]) -> str:
+    finished = [one for one in seeds if one.finished]
+    known = [100 * one.accuracy.value for one in finished if one.accuracy.value is not None]
     if not known:
         return NONE
     if len(known) == 1:
-        return f"{known[0]:.1f}"
+        return f"{known[0]:.1f}, 1 seed"
+    if sum(not one.shared for one in finished) <= 1:
+        return f"{known[0]:.1f}, the same for every seed"
     return f"{statistics.fmean(known):.1f} ± {statistics.stdev(known):.1f}"
 
 
@@ -127,7 +148,7 @@ def families(task: TaskFigures) -> Section | None:
         rows.append((method.label, *cells))
     return Section(
         title="Families",
-        words=("Right answers by family, with the difference to zero-shot in points and its p.",),
+        words=(f"Right answers by family, with the difference to zero-shot in points and its p. {P_TOO_SMALL}",),
         table=Table(columns=("method", *names), rows=tuple(rows)),
     )
 
@@ -142,46 +163,18 @@ def parts(task: TaskFigures) -> Section | None:
         for one in sorted(method.parts, key=lambda one: names.index(one.part)):
             head = (method.label, one.part, counted(one.accuracy))
             if (found := one.versus) is None:
-                rows.append((*head, "reference", *[NONE] * 4))
+                rows.append((*head, NONE, "reference", *[NONE] * 4))
                 continue
             shown = interval(found.difference), p_value(found.mcnemar.p), str(found.fixed), str(found.broken)
-            rows.append((*head, *shown, percent(found.harm)))
-    columns = ("method", "part", "right", "difference", "p", "fixed", "broken", "harm")
+            rows.append((*head, paired(found), *shown, percent(found.harm)))
+    columns = ("method", "part", "right", "pairs", "difference", "p", "fixed", "broken", "harm")
     return Section(
         title="Parts of the stream",
-        words=("The stream changes on its way: what holds of each part, beside zero-shot on the same questions.",),
-        table=Table(columns=columns, rows=tuple(rows)),
-    )
-
-
-def against(task: TaskFigures) -> Section | None:
-    """Our methods beside each baseline; None without both."""
-    found = [(method, one) for method in task.methods for one in method.against]
-    if not found:
-        return None
-    costs = {method.label: method.tokens_per_question for method in task.methods}
-    rows = tuple(
-        (
-            method.label,
-            one.reference,
-            interval(one.difference),
-            p_value(one.mcnemar.p),
-            str(one.fixed),
-            str(one.broken),
-            f"{number(method.tokens_per_question, 0)} / {number(costs.get(one.reference), 0)}",
-        )
-        for method, one in found
-    )
-    return Section(
-        title="Beside the baselines",
         words=(
-            "The same comparison with each baseline in place of zero-shot, and what both generate for a question.",
+            "The stream changes on its way: what holds of each part, beside zero-shot on the same questions."
+            f" {P_TOO_SMALL}",
         ),
-        table=Table(
-            columns=("method", "beside", "difference", "p", "only it right", "only the other right", "tokens"),
-            rows=rows,
-        ),
-        notes=tuple(note for method, one in found for note in _said(method.label, one)),
+        table=Table(columns=columns, rows=tuple(rows)),
     )
 
 

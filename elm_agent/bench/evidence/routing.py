@@ -19,7 +19,7 @@ from elm_agent.bench.evidence.lines import (
     key_of,
 )
 from elm_agent.bench.evidence.paired import Concentration, concentration
-from elm_agent.records import Route
+from elm_agent.records import MemoryState, Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,7 @@ class Retrieval:
 
     retrieved: Share  # questions with a memory, of those answered
     memories: int  # that were kept, over all seeds
+    retrievable: int  # of those: the ones that could serve
     concentration: Mapping[int, Concentration]
     uses: tuple[MemoryUse, ...]  # the most used first
 
@@ -92,16 +93,24 @@ def retrieval(answers: Lines, learned: Lines, reference: Mapping[Key, bool]) -> 
     if not made and not served:
         return None
     uses = memory_uses(served, reference)
-    pools = Counter(seed for seed, _ in made)
+    able = _able(learned, served)
+    pools = Counter(seed for seed, _ in able)
     return Retrieval(
         retrieved=Share.of(len(served), len(answers)),
         memories=len(made),
+        retrievable=len(able),
         concentration={
             seed: concentration([use.uses for use in uses if use.seed == seed], pool=pools[seed])
             for seed in sorted({line.seed for line in answers})
         },
         uses=uses,
     )
+
+
+def _able(learned: Lines, served: Lines) -> set[tuple[int, str]]:
+    """Seed and id of what could be retrieved: candidates and those in quarantine never are, unless they did serve."""
+    active = (line for line in learned if line.failure is None and line.state in (None, MemoryState.ACTIVE))
+    return {(line.seed, line.memory_id) for line in (*active, *served) if line.memory_id}
 
 
 def memory_uses(served: Lines, reference: Mapping[Key, bool]) -> tuple[MemoryUse, ...]:

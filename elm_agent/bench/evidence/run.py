@@ -36,6 +36,7 @@ from elm_agent.bench.evidence.plan import (
     answers_of,
     check,
     head_of,
+    learnings_of,
     learns,
     of_whole_set,
     seedless,
@@ -66,8 +67,9 @@ def run_evidence(
     ``together``: most seeds of a method, or questions of one that learns nothing, at a time. The results are the
     same; lines of several come in the order in which they happen.
 
-    ``observe``, by one thread at a time, is told ``sets`` (the task sets with their faults), ``start`` (answers in
-    all, and done), ``method`` (what begins), ``answer`` and ``learn`` with each new line, and what learning tells.
+    ``observe``, by one thread at a time, is told ``sets`` (the task sets with their faults), ``start`` (answers and
+    learnings in all, and done), ``method`` (what begins), ``answer`` and ``learn`` with each new line, and what
+    learning tells.
 
     Raises:
         InputError, SettingsError: a plan that cannot be carried out, or another one than the folder's.
@@ -80,7 +82,7 @@ def run_evidence(
     told = {words: told_of(made) for words, made in sets.items()}
     observe("sets", {"sets": told})
     with RunFolder(out, head_of(plan, settings, told, environment), sets.values()) as folder:
-        observe("start", {"answers": answers_of(plan, sets), "done": _done(plan, folder), "mended": folder.mended})
+        observe("start", _start(plan, sets, folder))
         with open_model() as model:
             fingerprint = model.fingerprint
             folder.bind({"id": fingerprint.id, **asdict(fingerprint)})
@@ -98,9 +100,16 @@ def _one_at_a_time(observe: Observer) -> Observer:
     return tell
 
 
-def _done(plan: Plan, folder: RunFolder) -> int:
+def _start(plan: Plan, sets: dict[str, TaskSet], folder: RunFolder) -> dict[str, Any]:
     wanted = {(method, seed) for method in plan.methods for seed in plan.seeds}
-    return sum(line.phase is Phase.ANSWER and (line.method, line.seed) in wanted for line in folder.lines)
+    there = [line.phase for line in folder.lines if (line.method, line.seed) in wanted]
+    return {
+        "answers": answers_of(plan, sets),
+        "done": there.count(Phase.ANSWER),
+        "learnings": learnings_of(plan, sets),
+        "learned": there.count(Phase.LEARN),
+        "mended": folder.mended,
+    }
 
 
 class _Run:

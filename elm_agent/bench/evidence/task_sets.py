@@ -6,7 +6,8 @@
     gym:NAME                            a data set of reasoning-gym (`pip install 'elm-agent[evidence]'`)
     math500 amc23 aime24 gsm8k svamp    from the hub (`pip install 'elm-agent[evidence]'`)
     amc23=FILE.jsonl                    the same from a file of one's own
-    hub:OWNER/NAME:SPLIT:QUESTION:ANSWER    any data set of the hub, with the names of its fields
+    hub:OWNER/NAME:SPLIT:QUESTION:ANSWER    any data set of the hub, with the names of its fields; OWNER/NAME@CONFIG
+                                        where it has several configurations
     FILE.jsonl:QUESTION:ANSWER          a file with named fields; by default "question" and "answer"
 
 Knows nothing of models or methods.
@@ -126,10 +127,10 @@ def _gym(words: str, name: str, *, size: int, seed: int) -> TaskSet:
 def _of_hub(words: str, rest: str, *, kind: str, limit: int | None) -> TaskSet:
     parts = rest.split(":")
     if len(parts) != 4 or not all(parts):
-        raise InputError(f"tasks {words!r}: expected hub:OWNER/NAME:SPLIT:QUESTION:ANSWER")
+        raise InputError(f"tasks {words!r}: expected hub:OWNER/NAME:SPLIT:QUESTION:ANSWER, or OWNER/NAME@CONFIG")
     hub, split, question, answer = parts
-    fields = Fields(question=(question,), answer=answer)
-    return _of_rows(hub, kind, _hub_rows(hub, None, split), fields, limit)
+    fields, (name, _, config) = Fields(question=(question,), answer=answer), hub.partition("@")
+    return _of_rows(hub, kind, _hub_rows(name, config or None, split), fields, limit)
 
 
 def _hub_rows(hub: str, config: str | None, split: str) -> Iterator[tuple[int, object]]:

@@ -14,6 +14,7 @@ from typing import Any
 from elm_agent.bench.evidence.beside import Stop
 from elm_agent.bench.evidence.clock import SharedClock
 from elm_agent.bench.evidence.contract import (
+    SHARED,
     CandidateLine,
     GenerationLine,
     Item,
@@ -33,9 +34,6 @@ from elm_agent.protocols import Observer
 from elm_agent.records import utcnow
 
 logger = logging.getLogger(__name__)
-
-SHARED = "shared_with_seed"
-"""In the ``detail`` of an answer that was generated for another seed, which is its value."""
 
 
 class Walk:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 from elm_agent.errors import NotFound, TensorCorrupt, TensorMissing
-from elm_agent.integrations.langgraph.state import CandidateState, Opinion, Options, State
+from elm_agent.integrations.langgraph.state import CandidateState, Heard, Opinion, Options, State
 from elm_agent.memory.answering import Decision, ask, candidate, decide, decide_alone, describe, joined
 from elm_agent.memory.explaining import explanation
-from elm_agent.memory.opinions import hear, undecided
+from elm_agent.memory.opinions import hear, stood, undecided
 from elm_agent.memory.recall import Recall
 from elm_agent.memory.tiers import Chosen, Sample, choose, vote
-from elm_agent.records import Candidate, Route, Tier
+from elm_agent.records import Candidate, Route, Tier, new_id
 from elm_agent.runtime import Runtime
 from elm_agent.verification import draw_texts
 
@@ -58,6 +58,8 @@ def routed(runtime: Runtime, state: State, late_zero_shot: Callable[[], Candidat
         tallies |= voted
     if tallies:
         update["budget"] = state.get("budget", {}) | tallies
+    for one in update.get("heard", []):  # by the last word, which may be that of the samples
+        one["route"] = stood(Candidate(**one["candidate"]), decision, runtime.task).value
     return update | {
         "answer": decision.answer,
         "text": decision.text,
@@ -89,6 +91,7 @@ def explained(runtime: Runtime, state: State, update: Update) -> Update:
             "tier": update.get("tier") or state.get("tier", Tier.NORMAL.value),
             **(update.get("budget") or state.get("budget") or {}),
         },
+        heard=update.get("heard") or state.get("heard") or [],
     )
 
 
@@ -112,7 +115,7 @@ def _decided(runtime: Runtime, state: State, zero_shot: Candidate) -> Decision:
 
 
 def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision, dict[str, Any], Update]:
-    """What further memories make of it, their rows drawn in one batch: also the tally, and who serves now.
+    """What further memories make of it, their rows drawn in one batch. Also the tally, who serves and who spoke.
 
     A failure costs their say, not the answer.
     """
@@ -137,11 +140,29 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
         logger.warning("no further memory was heard", exc_info=error)
         return _without(decision, "no further memory was heard", error), {}, {}
     tally = {"votes": heard.votes, "voters": heard.voters, "memories": [home["memory_id"] for home in homes]}
+    spoke = [_spoke(home, said) for home, said in zip(homes, heard.opinions, strict=True)]
     if heard.speaker is None:
-        return heard.decision, {"opinions": tally}, {}
-    home = homes[heard.speaker]
+        return heard.decision, {"opinions": tally}, {"heard": spoke}
+    home, nearest = homes[heard.speaker], decision.memory
+    assert nearest is not None
+    spoke[heard.speaker] = _spoke(_nearest(state), nearest)  # the two change places
     served = {"memory_namespace": home["namespace"], "memory_id": home["memory_id"], "similarity": home["similarity"]}
-    return heard.decision, {"opinions": tally}, served
+    return heard.decision, {"opinions": tally}, {"heard": spoke, **served}
+
+
+def _nearest(state: State) -> Opinion:
+    assert state["memory_id"] is not None
+    return Opinion(
+        namespace=state["memory_namespace"] or state["options"]["namespace"],
+        memory_id=state["memory_id"],
+        similarity=state["similarity"] or 0.0,
+    )
+
+
+def _spoke(home: Opinion, said: Candidate) -> Heard:
+    """How it stood is known when the answer is."""
+    plain = cast(CandidateState, asdict(said))
+    return Heard(**home, use_id=new_id("use"), route=Route.OUTVOTED.value, candidate=plain)
 
 
 def _readable(runtime: Runtime, homes: Sequence[Opinion]) -> list[Opinion]:

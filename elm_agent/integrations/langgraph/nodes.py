@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, cast
 
@@ -66,6 +66,8 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
         "budget": {},
         "decision": None,
     }
+    if state.get("heard"):
+        update["heard"] = []
     try:
         runtime.bind(options["namespace"])
         abstaining = None if options["manual_threshold"] else runtime.abstaining(options["namespace"])
@@ -232,13 +234,17 @@ def consolidate(runtime: Runtime, state: State) -> Update:
     update: Update = {"job_id": None, "use_id": state["use_id"]}
     problems = []
     if state["use_id"] is not None and state["options"].get("note", True):
-        try:
-            runtime.bank.record_use(_use(runtime, state))
-        except Exception as error:
-            ids = {"memory_id": state["memory_id"], "namespace": state["options"]["namespace"]}
-            logger.warning("the use of memory %s is not noted", state["memory_id"], exc_info=error, extra=ids)
-            problems.append(f"its use is not noted: {describe(error)}")
-            update["use_id"] = None
+        served = _use(runtime, state)
+        for use in (reviewing.reviewed(served, state), *_uses_of_heard(served, state)):
+            try:
+                runtime.bank.record_use(use)
+            except Exception as error:
+                ids = {"memory_id": use.memory_id, "namespace": use.namespace}
+                logger.warning("the use of memory %s is not noted", use.memory_id, exc_info=error, extra=ids)
+                whose = "its use" if use.id == served.id else f"that {use.memory_id} was heard"
+                problems.append(f"{whose} is not noted: {describe(error)}")
+                if use.id == served.id:
+                    update["use_id"] = None
     if state["options"]["learn"]:
         try:
             update["job_id"] = _enqueue(runtime, state)
@@ -287,7 +293,7 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
     assert state["use_id"] is not None
     assert state["memory_id"] is not None
     memory, zero_shot = state["candidates"]["memory"], state["candidates"]["zero_shot"]
-    use = UseRecord(
+    return UseRecord(
         id=state["use_id"],
         namespace=state["options"]["namespace"],
         memory_id=state["memory_id"],
@@ -305,7 +311,22 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
         outcome=UseOutcome.UNKNOWN,
         created_at=utcnow(),
     )
-    return reviewing.reviewed(use, state)
+
+
+def _uses_of_heard(served: UseRecord, state: State) -> list[UseRecord]:
+    """Of the memories that answered beside the one that serves: each with its own answer and how that stood."""
+    return [
+        replace(
+            served,
+            id=one["use_id"],
+            memory_id=one["memory_id"],
+            memory_namespace=one["namespace"],
+            similarity=one["similarity"],
+            route=Route(one["route"]),
+            memory_answer=one["candidate"]["answer"],
+        )
+        for one in state.get("heard", [])
+    ]
 
 
 def show_candidate(source: str, made: Candidate) -> CandidateState:

@@ -67,6 +67,22 @@ class Candidates(TypedDict):
     zero_shot: CandidateState | None
 
 
+class Opinion(TypedDict):
+    """A further memory that may be heard."""
+
+    namespace: str
+    memory_id: str
+    similarity: float
+
+
+class Heard(Opinion):
+    """A memory that was heard beside the one that serves: what it said, and its ``records.Route``."""
+
+    use_id: str
+    route: str
+    candidate: CandidateState
+
+
 class Answer(TypedDict):
     """Output."""
 
@@ -80,6 +96,7 @@ class Answer(TypedDict):
     similarity: float | None
     use_id: str | None  # for ``runtime.feedback``, or ``bank.settle_use`` once the right answer is known
     job_id: str | None
+    heard: NotRequired[list[Heard]]  # where two answers differed and further memories were asked
     explanation: NotRequired[dict[str, Any] | None]  # see ``memory.explaining``; only of runs that ask for it
 
 
@@ -97,14 +114,6 @@ class Options(TypedDict):
     tier: NotRequired[Wanted]
     review: NotRequired[str]  # as in the context; "interrupt" only where the run can be resumed
     manual_threshold: NotRequired[bool]  # whether somebody set ``min_similarity``: then it alone decides
-
-
-class Opinion(TypedDict):
-    """A further memory that may be heard."""
-
-    namespace: str
-    memory_id: str
-    similarity: float
 
 
 class Decided(TypedDict):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from evidence_scripts import answers, carry_out, plan_of
 
-from elm_agent.bench.evidence.contract import GenerationLine, Phase, Protocols
+from elm_agent.bench.evidence.contract import CandidateLine, GenerationLine, Phase, Protocols
 from elm_agent.bench.evidence.methods.variants import memory_settings, recipe_of, settings_of
 from elm_agent.bench.evidence.plan import check
-from elm_agent.errors import InputError, SettingsError
+from elm_agent.errors import InputError, SettingsError, VerificationError
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.loading import load_pretrained
 from elm_agent.records import KeyKind
 from elm_agent.runtime import open_bank
 from elm_agent.settings import Settings
 from elm_agent.testing.tiny import write_tiny_model
+from elm_agent.verification import MeanLogprob
 
+TWO_ANSWERS = ("agreed", "memory", "zero_shot")
 QUESTIONS = ("what is one", "name a colour", "say two words", "how are you")
 SETTINGS = Settings(
     task="text",  # so that whatever a random model says is an answer
@@ -40,8 +43,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("sets") / "mine.jsonl"
-    file.write_text("".join(json.dumps({"question": one, "answer": "yes"}) + "\n" for one in QUESTIONS))
+    return write(tmp_path_factory.mktemp("sets") / "mine.jsonl", QUESTIONS)
+
+
+def write(file: Path, questions: Sequence[str]) -> str:
+    file.write_text("".join(json.dumps({"question": one, "answer": "yes"}) + "\n" for one in questions))
     return str(file)
 
 
@@ -67,6 +73,11 @@ def test_admission_and_its_probe_decide_which_memories_serve(tiny: LocalModel, w
     plain, probed = learned(found["elm"]), learned(found["elm:probe"])
     assert [line.curve for line in plain] == [line.curve for line in probed], "they share what was trained"
     assert all(b.tokens > a.tokens and b.prompt_tokens > a.prompt_tokens for a, b in zip(plain, probed, strict=True))
+    tried = [[one for one in line.candidates if one.role == "probe"] for line in probed]
+    assert all(len(one) >= 2 for one in tried), "each with its memory and without it"
+    assert [sum(one.tokens for one in texts) for texts in tried] == [
+        b.tokens - a.tokens for a, b in zip(plain, probed, strict=True)
+    ]
     assert len(list((tmp_path / "run/work/trained").glob("*.safetensors"))) == len(QUESTIONS)
 
 
@@ -82,13 +93,18 @@ def test_tiers_decide_what_an_answer_costs(tiny: LocalModel, words: str, tmp_pat
     assert sum(line.tokens for line in answers(found["elm:thorough"])) > sum(
         line.tokens for line in answers(found["elm"])
     )
+    thorough = answers(found["elm:thorough"])
+    assert {sum(one.role == "sample" for one in line.candidates) for line in thorough} == {4}
+    assert all(line.tokens == sum(one.tokens for one in line.candidates) for line in thorough)
     alone = [line for line in answers(found[cheap]) if line.route == "memory_alone"]
+    assert alone
     assert all([one.role for one in line.candidates] == ["memory"] for line in alone)
     assert tiers[cheap].count("cheap") == len(alone)
 
 
-def test_abstention_is_fitted_on_the_way(tiny: LocalModel, words: str, tmp_path: Path) -> None:
-    method = "elm:calibrated+abstention.min_uses=2"
+def test_abstention_is_fitted_on_the_way(tiny: LocalModel, tmp_path: Path) -> None:
+    words = write(tmp_path / "mine.jsonl", [*QUESTIONS, "count to ten", "why is it so", "tell me more", "good night"])
+    method = "elm:calibrated+abstention.min_uses=2+abstention.min_chance=0.99+abstention.explore=0"
     found = run(tiny, tmp_path / "run", words, "elm", method)
     [home] = [path.parent for path in (tmp_path / "run/work").rglob("elm.sqlite") if "calibrated" in str(path)]
     bank = open_bank(Settings(home=home, index="exact"))
@@ -97,9 +113,75 @@ def test_abstention_is_fitted_on_the_way(tiny: LocalModel, words: str, tmp_path:
         told = [use for use in bank.uses("evidence") if use.route in ("memory", "zero_shot")]
     finally:
         bank.close()
-    assert (fitted is not None) == (len(told) - (answers(found[method])[-1].route in ("memory", "zero_shot")) >= 2)
-    explained = [line.detail["explanation"]["retrieval"] for line in answers(found[method])]
-    assert all("abstention" in one for one in explained if one)
+    assert fitted is not None
+    assert fitted.uses == len(told) == 2, "what abstains tells nothing more"
+    abstained = [line for line in answers(found[method]) if "(calibrated on 2 uses)" in str(line.reason)]
+    assert abstained
+    assert {line.route for line in abstained} == {"no_memory"}
+    assert all(line.detail["explanation"]["retrieval"]["abstention"]["uses"] == 2 for line in abstained)
+    assert not [line for line in answers(found["elm"]) if line.route == "no_memory" and line.position > 0]
+
+
+def opinions_of(line: GenerationLine) -> list[CandidateLine]:
+    return [one for one in line.candidates if one.role == "opinion"]
+
+
+def test_whoever_is_heard_is_stored_counted_and_noted(tiny: LocalModel, words: str, tmp_path: Path) -> None:
+    found = run(tiny, tmp_path / "run", words, "elm", "elm:opinions", "oracle:opinions")
+    heard = [line for line in answers(found["elm:opinions"]) if opinions_of(line)]
+    assert heard, "random answers differ"
+    for line in heard:
+        told = line.detail["explanation"]
+        assert [one.memory_id for one in opinions_of(line)] == [one["memory_id"] for one in told["heard"]]
+        assert line.memory_id not in {one.memory_id for one in opinions_of(line)}
+        assert told["budget"]["opinions"]["voters"] == len(line.candidates) == 2 + len(opinions_of(line))
+        assert all(one.text and one.correct is False for one in opinions_of(line)), "nobody says yes"
+        assert line.tokens == sum(one.tokens for one in line.candidates)
+        alone = next(one for one in answers(found["elm"]) if one.item_id == line.item_id)
+        row = alone.prompt_tokens - SETTINGS.learning.virtual_tokens  # of two
+        assert line.prompt_tokens == alone.prompt_tokens + len(opinions_of(line)) * (
+            row // 2 + SETTINGS.learning.virtual_tokens
+        ), "each of them reads the question and its own memory"
+    [home] = [path.parent for path in (tmp_path / "run").glob("work/*/elm*opinions*/0/bank/elm.sqlite")]
+    with closing(open_bank(Settings(home=home, index="exact"))) as bank:
+        noted = {(use.question, use.memory_id): use.memory_answer for use in bank.uses("evidence")}
+    served = [line for line in answers(found["elm:opinions"]) if line.memory_id]
+    assert len(noted) == len(served) + sum(len(opinions_of(line)) for line in heard)
+    said = {(one.memory_id, one.answer) for line in heard for one in opinions_of(line)}
+    assert said <= {(memory, answer) for (_, memory), answer in noted.items()}
+    assert not {line.route for line in answers(found["oracle:opinions"])} - {"no_memory", *TWO_ANSWERS}
+
+
+def test_a_verifier_that_fails_costs_no_answer_and_stands_in_the_line(
+    tiny: LocalModel, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: MeanLogprob, question: str, candidates: Any) -> Any:
+        del self, question, candidates
+        raise VerificationError("it is out of order")
+
+    monkeypatch.setattr(MeanLogprob, "score", broken)
+    lines = answers(run(tiny, tmp_path / "run", words, "elm")["elm"])
+    failed = [line for line in lines if line.route == "failed_memory"]
+    assert failed, "random answers differ"
+    for line in failed:
+        assert line.reason == "verifier 'mean_logprob' failed: VerificationError: it is out of order"
+        assert [one.role for one in line.candidates] == ["zero_shot", "memory"]
+        assert (line.text, line.correct, line.failure) == (line.candidates[0].text, False, None)
+
+
+def test_the_samples_of_a_majority_are_stored(tiny: LocalModel, words: str, tmp_path: Path) -> None:
+    method = "elm:majority+verification.samples=3"
+    lines = answers(run(tiny, tmp_path / "run", words, method)[method])
+    drawn = {line.route: sum(one.role == "sample" for one in line.candidates) for line in lines}
+    assert drawn.pop("no_memory") == 0
+    assert {drawn[route] for route in drawn if route != "agreed"} == {3}, "where they differed"
+
+
+def test_what_split_is_learned_again_with_more_rollouts(tiny: LocalModel, words: str, tmp_path: Path) -> None:
+    method = "elm:replay+replay_vote_share=1.0"
+    found = run(tiny, tmp_path / "run", words, "elm", method, limit=2)
+    assert {len(line.kept["memories"]) for line in learned(found["elm"])} == {1}
+    assert 2 in {len(line.kept["memories"]) for line in learned(found[method])}, "random votes are split"
 
 
 def test_half_of_the_compute_is_half_of_the_rollouts(tiny: LocalModel, words: str, tmp_path: Path) -> None:
@@ -132,6 +214,7 @@ def test_words_stand_for_the_settings_of_an_ablation() -> None:
     assert (both.max_norm_ratio, both.min_length_ratio, both.probe) == (3, 0.1, True), "what is named counts more"
     assert made("elm:cheap").budget.tier == "cheap"
     assert made("elm:auto+budget.row_price=0").budget.row_price == 0
+    assert made("elm:replay").learning.replay_rollouts == 2 * Settings().learning.rollouts
     assert made("elm:ucb").utility.ranking == "ucb"
     calibrated = made("elm:calibrated+abstention.explore=0").abstention
     assert (calibrated.mode, calibrated.min_uses, calibrated.explore) == ("calibrated", 10, 0)

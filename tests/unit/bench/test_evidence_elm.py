@@ -279,7 +279,9 @@ def test_an_oracle_takes_the_right_one_of_two() -> None:
     outcome = Outcome(answer="4", text="It is 4.", candidates=(plain, memory), route="zero_shot")
     best = best_of(outcome, lambda answer: answer == "5")
     assert (best.answer, best.text, best.route) == ("5", "It is 5.", Route.MEMORY)
-    assert best_of(outcome, lambda answer: answer == "6") == outcome
+    heard = CandidateLine(role="opinion", text="It is 6.", answer="6")
+    outcome = replace(outcome, candidates=(plain, memory, heard))
+    assert best_of(outcome, lambda answer: answer == "6") == outcome, "what was heard is no candidate"
     assert best_of(outcome, lambda answer: answer == "4") == outcome
 
 

@@ -257,6 +257,46 @@ def test_an_agent_is_held_against_each_baseline_but_no_oracle() -> None:
     assert method("icl", lines).against == ()
 
 
+def test_forms_of_the_agent_are_compared_with_each_other_once() -> None:
+    rows = {
+        "zero_shot": [False] * 5,
+        "elm_input": [True, False, False, True, True],
+        "icl": [True] * 5,
+        "elm_kv:lora": [True, True, True, False, None],
+        "oracle": [True] * 5,
+        "elm": [False, True, None, False, False],
+    }
+    lines = [
+        answer(name, n, right, seed=s) for s in (0, 1) for name, row in rows.items() for n, right in enumerate(row)
+    ]
+    lines = [line for line in lines if line.method != "elm" or line.seed == 0]
+    assert method("elm_input", lines).among == method("icl", lines).among == ()
+    [lora] = method("elm_kv:lora", lines).among
+    assert (lora.reference, lora.pairs, lora.seeds, lora.unpaired) == ("elm_input", 8, 2, 0)
+    assert (lora.fixed, lora.broken) == (4, 2)
+    assert lora.difference.estimate == pytest.approx(2 / 8)
+    assert lora.mcnemar.p == pytest.approx(binomial(2, 4))
+    plain = method("elm", lines).among
+    assert [(one.reference, one.pairs, one.seeds) for one in plain] == [("elm_input", 4, 1), ("elm_kv:lora", 3, 1)]
+    assert plain[0].difference.estimate == pytest.approx((0 - 1 + 1 - 1 - 1) / 4)
+
+
+def test_a_seed_knows_whether_it_is_finished_and_of_its_own() -> None:
+    lines = [answer("zero_shot", n, True) for n in range(3)]
+    lines += [answer("zero_shot", n, True, seed=1, detail={"shared_with_seed": 0}) for n in range(3)]
+    lines += [
+        answer("icl", n, None if n else True, seed=seed) for seed, asked in ((0, 3), (1, 1)) for n in range(asked)
+    ]
+    made = {f"q{n}": item(n) for n in range(3)}
+    assert [(one.finished, one.shared) for one in method("zero_shot", lines, **made).seeds] == [
+        (True, False),
+        (True, True),
+    ]
+    whole, begun = method("icl", lines, **made).seeds
+    assert (whole.asked, whole.questions, whole.finished, whole.shared) == (3, 3, True, False)  # a failure was asked
+    assert (begun.asked, begun.questions, begun.finished) == (1, 3, False)
+
+
 def test_routing() -> None:
     rows = [  # route, plain right, memory right, returned right
         ("agreed", True, True, True),
@@ -292,6 +332,20 @@ def test_retrieval_counts_seeds_apart() -> None:
     used = {(use.seed, use.memory_id): (use.uses, use.fixed, use.broken) for use in found.uses}
     assert used[0, "m0"] == (2, 1, 1)
     assert used[1, "m1"] == (1, 0, 0)  # no zero-shot answer beside it
+
+
+def test_what_cannot_be_retrieved_is_not_counted_as_never_retrieved() -> None:
+    """Three of five memories may serve; a candidate that served all the same may have been active then."""
+    states = ["active", "active", "candidate", "quarantined", "candidate"]
+    lines = [learn("elm_kv", n, state=state) for n, state in enumerate(states)]
+    lines += [answer("elm_kv", n, True, memory_id=served) for n, served in enumerate(["m0", "m0", "m0", "m4"])]
+    found = method("elm_kv", lines).retrieval
+    assert found is not None
+    assert (found.memories, found.retrievable, found.concentration[0].pool) == (5, 3, 3)
+    assert found.concentration[0].gini == pytest.approx((2 * 1 - 3 * 1 - 1 + 1 + (2 * 3 - 3 - 1) * 3 + 1) / (3 * 4))
+    told = method("icl", [learn("icl", 0), learn("icl", 1), answer("icl", 1, True, memory_id="m0")]).retrieval
+    assert told is not None
+    assert told.retrievable == 2, "texts have no state"
 
 
 def test_families_and_tasks_stand_apart_and_together() -> None:

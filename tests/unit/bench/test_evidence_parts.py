@@ -129,7 +129,7 @@ def test_a_report_has_a_table_of_the_parts(tmp_path: Path) -> None:
     assert stream_changes(made.run.lines) == (4,)
     table = page.split("Parts of the stream")[1]
     assert "| elm | 2: hard | 33.3 % (1/3) |" in table
-    assert "| 1: easy | 75.0 % (3/4) | reference |" in table
+    assert "| 1: easy | 75.0 % (3/4) | – | reference |" in table
     assert "Parts of the stream" in (tmp_path / "out/report.html").read_text()
     told = json.loads((tmp_path / "out/report.json").read_text())
     assert [one["part"] for one in told["tasks"][0]["methods"][1]["parts"]] == ["1: easy", "2: hard"]

@@ -18,7 +18,7 @@ from elm_agent.bench.evidence.report import FILES, build, write
 from elm_agent.cli.app import app
 from elm_agent.errors import InputError
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 
 
 class Page(HTMLParser):
@@ -79,9 +79,10 @@ def test_markdown_has_the_figures_and_how_they_were_made(stream: dict[str, str])
         assert words in text
     for title in ("Results", "Seeds one by one", "Beside the baselines", "Routing", "Cost", "Map of the bank"):
         assert f"### {title}" in text
-    [row] = re.findall(r"^\| elm\\_input \| ([^|]*) \| ([^|]*) \| ([^|]*) \|", text, re.MULTILINE)[:1]
+    [row] = re.findall(r"^\| elm\\_input \| ([^|]*%[^|]*) \| ([^|]*) \| ([^|]*) \|", text, re.MULTILINE)[:1]
     assert re.fullmatch(r"\d+\.\d % \(\d+/59\)", row[0])  # one of 60 failed
-    assert re.fullmatch(r"\+\d+\.\d \\\[\+\d+\.\d, \+\d+\.\d\\\]", row[1])
+    assert row[1] == "59, 3 seeds"
+    assert re.fullmatch(r"\+\d+\.\d \\\[\+\d+\.\d, \+\d+\.\d\\\]", row[2])
     assert "| answer | elm\\_input | 1 | sums | q3 |  | the model stopped |" in text
 
 
@@ -161,6 +162,56 @@ def test_json_has_every_figure(stream: dict[str, str], matrix: dict[str, str]) -
     [offline] = json.loads(matrix["report.json"])["offline"]
     assert len(offline["memories"]) == 16
     assert set(offline["seeds"][0]["matrix"]["q0"].values()) <= {"fixed", "broken", "both_right", "both_wrong"}
+
+
+def test_forms_of_the_agent_stand_against_each_other(tmp_path: Path) -> None:
+    right = {"zero_shot": 2, "elm_input": 6, "elm_kv": 3, "elm_kv:clear": 3}
+    lines = [answer(name, n, n < count) for name, count in right.items() for n in range(6)]
+    made = written(write_run(tmp_path / "run", [line for line in lines if line.method != "elm_kv" or line.position]))
+    table = made["report.md"].partition("### The agent's forms against each other")[2].partition("###")[0]
+    assert "Of 3 comparisons" in table
+    assert "p is too small" in table
+    assert "| form | less 1 | less 2 |" in table
+    assert "| 1: elm\\_input |  |  |" in table
+    assert re.search(r"^\| 2: elm\\_kv \| -60\.0 \\\[.*\\\]; p 0\.2500; 5 pairs \|  \|$", table, re.MULTILINE)
+    assert re.search(r"^\| 3: elm\\_kv:clear \| -50\.0 .*; 6 pairs \| \+0\.0; p –; 5 pairs \|$", table, re.MULTILINE)
+    assert "elm\\_kv:clear beside elm\\_kv: all 5 questions gave the same difference" in table
+    assert "against each other" in made["report.html"]
+    [task] = json.loads(made["report.json"])["tasks"]
+    assert [len(one["among"]) for one in task["methods"]] == [0, 0, 1, 2]
+
+
+def test_seeds_that_are_no_whole_seeds_are_marked_and_not_averaged(tmp_path: Path) -> None:
+    shared = {"detail": {"shared_with_seed": 0}}
+    lines = [answer("zero_shot", n, n < 2, seed=s, **shared if s else {}) for s in range(3) for n in range(4)]
+    lines += [answer("icl", n, n < 3 - s, seed=s) for s, asked in enumerate((4, 4, 1)) for n in range(asked)]
+    lines += [answer("elm_kv", n, None if n == 3 else n == 0) for n in range(4)]
+    text = written(write_run(tmp_path / "run", lines))["report.md"]
+    assert "| 50.0 % | 50.0 % | 50.0 % | 50.0, the same for every seed |" in text
+    assert "zero\\_shot: nothing is drawn, so each answer stands here once for every seed" in text
+    [row] = re.findall(r"^\| icl \| 75\.0 % \(.*$", text, re.MULTILINE)[:1]
+    assert "| 100.0 % (+0.0); not finished: 1 of 4 |" in row
+    assert row.endswith("| 62.5 ± 17.7 |")
+    assert re.search(r"^\| elm\\_kv \| 33\.3 % \(.*\); 1 failed \| – \| – \| 33\.3, 1 seed \|$", text, re.MULTILINE)
+    assert "icl 62.5 % after 4 questions, 2 seeds" in text
+    assert "icl, seed 2: 1 of 4 questions, left out." in text
+
+
+def test_each_memory_is_on_one_map_and_counted_alike(tmp_path: Path, matrix: dict[str, str]) -> None:
+    begun = learn("elm", 8, key=(1.0, 2.0, 3.0), curve=({"vote_share": 1.0},))  # of which nothing was asked yet
+    lines = [
+        *whole_matrix(),
+        begun,
+        learn("ttrl", 0, memory_id=None, curve=({"vote_share": 0.5},)),
+        answer("ttrl", 0, True),
+    ]
+    text = written(write_run(tmp_path / "run", lines, protocol="offline"))["report.md"]
+    for made in (text, matrix["report.md"]):
+        assert made.count("### Map of the bank") == 1
+        [(improve, of)] = re.findall(r"\((\d+)/(\d+)\) of its memories improve", made)
+        assert re.findall(r"elm: (\d+) memories; (\d+) fixed more", made) == [(of, improve)] == [("16", improve)]
+        assert "| sums | elm | 16 | " in made  # beside its thresholds
+    assert re.findall(r"rollouts that agree: (\w+) from", text) == ["ttrl", "elm"]
 
 
 # --- what is missing, hostile or broken -------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,6 +140,42 @@ def test_a_data_set_in_the_form_of_the_hub_is_read(tmp_path: Path) -> None:
     made = load_task_set(f"hub:{tmp_path / 'set'}:test:q:a")
     assert [(item.question, item.answer) for item in made.items] == [("One?", "1")]
     assert [fault.where for fault in made.faults] == ["line 2"]
+
+
+HUB_ROWS: dict[tuple[str, str | None, str], dict[str, object]] = {
+    ("HuggingFaceH4/MATH-500", None, "test"): {"problem": "P?", "answer": "\\frac{1}{2}", "subject": "Algebra"},
+    ("math-ai/amc23", None, "test"): {"question": "P?", "answer": "27.0"},
+    ("HuggingFaceH4/aime_2024", None, "train"): {"problem": "P?", "answer": "204"},
+    ("openai/gsm8k", "main", "test"): {"question": "P?", "answer": "3 + 4 is 7.\n#### 7"},
+    ("openai/gsm8k", "socratic", "train"): {"question": "P?", "answer": "8"},
+    ("ChilleD/SVAMP", None, "test"): {"Body": "B.", "Question": "P?", "Answer": "4", "Type": "Addition"},
+}
+"""A row as each data set of the hub has it, by name, configuration and split."""
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "question", "answer", "family"),
+    [
+        ("math500", "math500", "P?", "\\frac{1}{2}", "Algebra"),
+        ("amc23", "amc23", "P?", "27.0", "amc23"),
+        ("aime24", "aime24", "P?", "204", "aime24"),
+        ("gsm8k", "gsm8k", "P?", "7", "gsm8k"),
+        ("svamp", "svamp", "B. P?", "4", "Addition"),
+        ("hub:openai/gsm8k@socratic:train:question:answer", "openai/gsm8k@socratic", "P?", "8", None),
+        ("hub:math-ai/amc23:test:question:answer", "math-ai/amc23", "P?", "27.0", None),
+    ],
+)
+def test_a_data_set_of_the_hub_is_asked_for_by_name_configuration_and_split(
+    monkeypatch: pytest.MonkeyPatch, words: str, name: str, question: str, answer: str, family: str | None
+) -> None:
+    def load_dataset(hub: str, config: str | None, *, split: str) -> list[dict[str, object]]:
+        return [HUB_ROWS[hub, config, split]]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    made = load_task_set(words)
+    (item,) = made.items
+    assert (made.name, made.kind, made.faults) == (name, "math", ())
+    assert (item.question, item.answer, item.family) == (question, answer, family or name)
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
-from elm_agent.bench import speed, speed_answers, speed_report
-from elm_agent.bench.speed_arms import Arm, Gate, Training, arm_of, micro_batches
+from elm_agent import models
+from elm_agent.bench import speed, speed_answers, speed_arms, speed_goals, speed_report
+from elm_agent.bench.speed_about import about, commit_of
+from elm_agent.bench.speed_arms import Arm, Gate, Judging, Training, arm_of, micro_batches
 from elm_agent.bench.speed_bounds import Machine, Turn, decode_bound, figures, step_bound, training_bound
 from elm_agent.bench.speed_child import Child
-from elm_agent.bench.speed_machine import ModelChoice, Probe, best
+from elm_agent.bench.speed_machine import ModelChoice, Probe, best, forget_peak, peak_bytes
 from elm_agent.bench.speed_plan import Findings, Plan, Regime, Series, check, check_room, estimate
-from elm_agent.errors import InputError, ModelError, TrainingError
+from elm_agent.errors import InputError, ModelError, ModelUnavailable, TaskError, TrainingError
+from elm_agent.models.engine import LocalModel
+from elm_agent.protocols import GenerationRequest
 from elm_agent.testing.tiny import write_tiny_model
 
 # 100 parameters in 400 bytes: reading them takes 4 s, a row through them 2 s, so two rows balance.
 MACHINE = Machine(parameters=100, weight_bytes=400, flops_per_s=100.0, bytes_per_s=100.0)
+QUICK = replace(MACHINE, flops_per_s=400.0, bytes_per_s=400.0)  # a token takes 1 s to draw, 1 s to train
 
 
 def test_drawing_is_bound_by_reading_weights_or_by_arithmetic() -> None:
@@ -42,6 +53,7 @@ def test_figures_are_medians_minima_and_shares() -> None:
     assert (found.seconds_per_step, found.seconds_per_step_min) == (4.0, 2.0)
     assert (found.seconds_per_memory_step, found.seconds_per_memory_step_min) == (1.0, 0.5)
     assert (found.decode_tokens_per_s, found.train_tokens_per_s) == (10.0, 30.0)
+    assert (found.tokens_per_memory_step, found.seconds_per_token) == (60 / 2 / 4, 8 / 60)
     assert (found.bound_seconds, found.share_of_bound) == (1.0, 0.25)
     assert figures(turns, memories=1, steps=1).share_of_bound is None
 
@@ -63,7 +75,7 @@ def test_a_turn_lasts_until_the_last_memory_is_through() -> None:
             gate.hold(memory)
             time.sleep(0.05 * memory)
             taken[memory] += 1
-            gate.stepped(memory, {"tokens": 3, "seconds_update": 0.5})
+            gate.stepped(memory, tokens=3, seconds_update=0.5)
 
     threads = [threading.Thread(target=train, args=(memory,)) for memory in range(2)]
     for thread in threads:
@@ -120,9 +132,32 @@ def test_the_limits_count_the_weights_that_every_token_meets(choice: ModelChoice
 
 
 def test_answers_by_callers_and_by_transformers(choice: ModelChoice) -> None:
-    engine = speed_answers.EngineAnswers(model=choice, tokens=3, virtual_tokens=4)
-    assert engine.callers(4) > 0 < engine.seconds(True)
-    assert speed_answers.PlainAnswers(model=choice, tokens=3).one_by_one() > 0
+    engine = speed_answers.EngineAnswers(model=choice, tokens=4, virtual_tokens=4)
+    plain = speed_answers.PlainAnswers(model=choice, tokens=4, virtual_tokens=4)
+    submitted: list[tuple[bool, int]] = []
+    generated: list[tuple[bool, int]] = []
+    submit, generate = LocalModel.submit, type(plain._network).generate
+
+    def noting(model: LocalModel, request: GenerationRequest) -> Any:
+        submitted.append((request.prefix is not None, request.max_new_tokens))
+        return submit(model, request)
+
+    def noting_too(network: Any, **given: Any) -> Any:
+        generated.append(("inputs_embeds" in given, given["max_new_tokens"]))
+        return generate(network, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalModel, "submit", noting)
+        patch.setattr(type(plain._network), "generate", noting_too)
+        assert engine.callers(4) > 0
+        assert plain.one_by_one() > 0
+    assert sorted(submitted) == sorted(generated)
+    assert set(submitted) == {(memory, tokens) for memory in (False, True) for tokens in (2, 4, 8)}
+    assert [plain._drawn(ask, ids) for ask, ids in plain._asks[:3]] == [4, 8, 2]
+    assert engine.seconds(True) > 0 < engine.seconds(False)
+
+
+def test_the_ratio_of_pairs_is_their_median() -> None:
     assert speed_answers.ratio([(2.0, 3.0), (1.0, 1.0), (1.0, 2.0)]) == 1.5
     assert speed_answers.ratio([(2.0, 3.0), (1.0, 1.0)]) == 1.25
 
@@ -142,12 +177,12 @@ def test_plans_that_cannot_be_are_refused(choice: ModelChoice) -> None:
 @pytest.fixture
 def findings(choice: ModelChoice) -> Findings:
     plan = Plan(model=choice, arms=("trl", "native-2"), tokens=(4,), natural=0, repeats=1, beta=0.0, rollouts=2)
-    found = Findings(plan=plan, about=speed_report.about("elm-agent bench speed"), machine=MACHINE)
+    found = Findings(plan=plan, about=about("elm-agent bench speed"), machine=QUICK)
     regime = Regime(tokens=4, ignore_end=True)
     slow, quick = Turn(seconds=8.0, seconds_update=4.0, tokens=8), Turn(seconds=4.0, seconds_update=2.0, tokens=16)
     found.series = [
         Series(arm=arm_of("trl"), regime=regime, turns=[slow], peak_bytes=2**20),
-        Series(arm=arm_of("native-2"), regime=regime, turns=[quick], bounds=[2.0]),
+        Series(arm=arm_of("native-2"), regime=regime, turns=[quick], lengths=[[1]]),
         Series(arm=arm_of("native-4"), regime=regime, failure="out of memory"),
     ]
     found.answers = {"generate": [10.0, 12.0, 8.0], "4 callers at once": [40.0, 20.0, 30.0]}
@@ -158,22 +193,94 @@ def findings(choice: ModelChoice) -> Findings:
 
 def test_the_report_compares_memory_steps(findings: Findings, tmp_path: Path) -> None:
     paths = speed_report.write(tmp_path, findings)
-    assert [path.name for path in paths] == ["speed.md", "speed.json", "speed.png"]
+    assert [path.name for path in paths] == ["speed.md", "speed.json", "speed.png", "speed-answers.png"]
     page = paths[0].read_text()
-    assert "| trl | 4 | 8 (8) | 8 (8) | 1.00 | - | 2 | 2 | - | 1 MiB |" in page
-    assert "| native-2 | 4 | 4 (4) | 2 (2) | 4.00 | - | 8 | 8 | 50% | - |" in page
+    assert "| trl | 4 | 8 (8) | 8 (8) | 8 | 1e+03 | 1.00 | - | 2 | 2 | - | 1 MiB |" in page
+    assert "| native-2 | 4 | 4 (4) | 2 (2) | 8 | 250 | 4.00 | - | 8 | 8 | 50% | - |" in page
     assert "native-4, 4 failed: out of memory" in page
     assert "| 4 callers at once | 30.0 (40.0) | 3.00 |" in page
     assert "1.10 times as long as one" in page
     told = speed_report.document(findings)
     assert [series["times_trl"] for series in told["training"]] == [1.0, 4.0, None]
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[2:])
+    assert "## Answers of 12, 24 and 48 tokens, every second one with a memory" in page
+
+
+def test_the_page_says_what_it_was_measured_with(findings: Findings) -> None:
+    findings.about |= {"commit": "abc", "pack": True, "graphs": False, "openmp": {"GOMP_SPINCOUNT": "3000"}}
+    told = "Commit abc; native arms: packed weights on, CUDA graphs off; all: GOMP_SPINCOUNT=3000."
+    assert told in speed_report.markdown(findings)
+
+
+def test_shares_are_of_the_limits_that_the_page_tells(findings: Findings) -> None:
+    """Later lengths may raise the limits: a bound of 2 s is one of 1 s on a machine twice as quick."""
+    assert [findings.figures(series) is None for series in findings.series] == [False, False, True]
+    findings.machine = replace(QUICK, flops_per_s=800.0, bytes_per_s=800.0)
+    assert "| 8 | 8 | 25% | - |" in speed_report.markdown(findings)
+
+
+def test_arms_that_draw_different_texts_are_compared_by_token(findings: Findings) -> None:
+    natural = Regime(tokens=4, ignore_end=False)
+    slow, quick = Turn(seconds=8.0, seconds_update=4.0, tokens=8), Turn(seconds=2.0, seconds_update=1.0, tokens=4)
+    findings.series = [
+        Series(arm=arm_of("trl"), regime=natural, turns=[slow]),
+        Series(arm=arm_of("native"), regime=natural, turns=[quick]),
+    ]
+    page = speed_report.markdown(findings)
+    assert "| native | natural, at most 4 | 2 (2) | 2 (2) | 4 | 500 | 2.00 |" in page
+
+
+def test_goals_are_told_as_met_missed_or_not_measured(findings: Findings) -> None:
+    findings.plan = replace(findings.plan, tokens=(24,))
+    regime = Regime(tokens=24, ignore_end=True)
+    seconds = {"trl": 10.0, "trl-tuned": 5.0, "native": 2.0, "native-4": 4.0}
+    findings.series = [
+        Series(
+            arm=arm_of(name),
+            regime=regime,
+            turns=[Turn(seconds=each, seconds_update=1.0, tokens=8)],
+            peak_bytes=300 if name == "native-4" else 200,
+        )
+        for name, each in seconds.items()
+    ]
+    assert speed_goals.told(findings) == (
+        "Goals. Met: 5 times TRL at 24 tokens (5.00), 1.3 times one memory by 4 at once at 24 tokens (2.00),"
+        " peak memory of native at most TRL's at 24 tokens (1.00 of it)."
+        " Not met: 3 times TRL tuned at 24 tokens (2.50),"
+        " peak memory of native-4 at most TRL's at 24 tokens (1.50 of it)."
+        " Not measured: 5 times TRL at 64 tokens, 3 times TRL tuned at 64 tokens,"
+        " 1.3 times one memory by 4 at once at 64 tokens."
+    )
+    assert speed_goals.told(findings) in speed_report.markdown(findings)
+
+
+def test_code_of_a_checkout_tells_its_commit(tmp_path: Path) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+
+    def git(*words: str) -> str:
+        own = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    ours, theirs = tmp_path / "ours.py", tmp_path / "theirs.py"
+    ours.write_text("1")
+    theirs.write_text("1")
+    git("init", "--quiet")
+    git("add", "ours.py")
+    git("commit", "--quiet", "-m", "one")
+    commit = git("rev-parse", "--short=12", "HEAD").strip()
+    assert (commit_of(ours), commit_of(theirs)) == (commit, None)
+    ours.write_text("2")
+    assert commit_of(ours) == f"{commit}-dirty"
 
 
 def test_the_estimate_follows_the_bounds(findings: Findings) -> None:
     """Two arms of two turns: 6.5 x (4 tokens x 4 s + 4 x 8) and 2.3 x (4 x 8 + 4 x 16), and three starts."""
+    findings.machine = MACHINE
     arms = [arm_of("trl"), arm_of("native-2")]
     assert estimate(findings, arms, False) == pytest.approx(3 * 12 + 2 * 6.5 * 48 + 2 * 2.3 * 96)
+    tries, measured = 2 * (12 + 3 * 4.5 * 48), 12 + 2 * 4.5 * 48  # tries two rows and one, three turns each
+    assert estimate(findings, [arm_of("trl-tuned")], False) == pytest.approx(12 + tries + measured)
 
 
 def test_a_failing_arm_leaves_the_others_alone(choice: ModelChoice) -> None:
@@ -194,4 +301,117 @@ def test_a_failing_arm_leaves_the_others_alone(choice: ModelChoice) -> None:
     failed, measured = findings.series
     assert (failed.failure, failed.turns) == ("no room", [])
     assert [turn.tokens for turn in measured.turns] == [2 * 3]
-    assert len(measured.bounds) == 1
+    assert measured.lengths == [[3, 3]]
+    assert findings.about["openmp"]["GOMP_SPINCOUNT"] == os.environ["GOMP_SPINCOUNT"]
+
+
+class Steps:
+    """In place of a process that trains: takes steps, of which every one has its own length."""
+
+    made: ClassVar[list[Steps]] = []
+
+    def __init__(self, _make: object, *, arm: Arm, turns: int, steps: int, **_: object) -> None:
+        self.arm, self.turns, self.steps, self.taken, self.closed = arm, turns, steps, 0, False
+        self.made.append(self)
+
+    def ask(self, method: str) -> Any:
+        if method == "peak":
+            return 1, ""
+        if method == "lengths":
+            assert self.taken == self.turns
+            return [[step] for step in range(self.turns * self.steps)]
+        self.taken += 1
+        if self.arm.micro_batch == 2 and self.taken == 2:
+            raise ModelError("no room")
+        return Turn(seconds=1.0 + (self.arm.micro_batch == 8), seconds_update=0.5, tokens=1)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_all_arms_are_measured_at_the_same_steps(choice: ModelChoice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Steps, "made", [])
+    monkeypatch.setattr(speed, "Child", Steps)
+    plan = Plan(model=choice, repeats=3, steps=2)
+    findings, regime = Findings(plan=plan, machine=MACHINE), Regime(tokens=4, ignore_end=False)
+    arms = [arm_of("trl"), arm_of("trl-tuned"), arm_of("native")]
+    speed._measure(plan, regime, arms, findings, lambda _name, _detail: None)
+    assert [series.lengths for series in findings.series] == [[[2], [3], [4], [5], [6], [7]]] * 3
+    assert [series.arm.micro_batch for series in findings.series] == [None, 4, None]
+    assert findings.series[1].tried == {8: 2.0, 4: 1.0}
+    assert all(child.closed for child in Steps.made)
+
+
+@pytest.mark.parametrize(("name", "updating"), [("trl", 3.0), ("native", 5.0)])
+def test_a_memory_trains_on_the_thread_that_opened_the_model(
+    name: str, updating: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one would have a second pool of OpenMP threads, and TRL computes on the thread that calls it.
+
+    Judging takes 2 s here, and counts as updating nowhere; of the 5 s that TRL tells it is a part.
+    """
+    threads = []
+
+    def opened(*_given: object, **_named: object) -> Any:
+        threads.append(threading.get_ident())
+        return SimpleNamespace(network=SimpleNamespace(device=torch.device("cpu")))
+
+    def trainer(_arm: Arm, _local: object, task: Judging) -> Any:
+        def train(_question: str, *, observe: Any, **_: object) -> Any:
+            threads.append(threading.get_ident())
+            task._seconds += 2.0
+            observe("train.step", {"step": 0, "tokens": 3, "seconds_update": 5.0})
+            return SimpleNamespace(rollouts=[])
+
+        return SimpleNamespace(train=train)
+
+    monkeypatch.setattr(speed_arms, "_open", opened)
+    monkeypatch.setattr(speed_arms, "_trainer", trainer)
+    choice, recipe = ModelChoice(name="any"), {"rollouts": 2}
+    training = Training(
+        model=choice, arm=arm_of(name), question="?", recipe=recipe, turns=1, steps=1, ignore_end=True
+    )
+    assert training.turn().seconds_update == updating
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
+
+
+def test_a_model_that_cannot_be_opened_is_told(choice: ModelChoice) -> None:
+    nowhere = replace(choice, name="./none")
+    with pytest.raises(ModelUnavailable):
+        Training(model=nowhere, arm=arm_of("native-2"), question="?", recipe={}, turns=1, steps=1, ignore_end=True)
+
+
+def test_judging_is_timed_also_where_it_fails() -> None:
+    def fail(*_answers: str) -> None:
+        time.sleep(0.02)
+        raise TaskError("no")
+
+    judging = Judging(SimpleNamespace(name="slow", extract=fail, equivalent=fail))
+    for call in (lambda: judging.extract("a"), lambda: judging.equivalent("a", "b")):
+        with pytest.raises(TaskError):
+            call()
+        assert judging.taken() >= 0.02
+    assert judging.taken() == 0.0
+
+
+def test_the_peak_is_that_of_the_models_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU may measure a model on its processor."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 7)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    assert "model was loaded" in forget_peak(torch.device("cpu")) or Path("/proc/self/clear_refs").exists() is False
+    assert peak_bytes(torch.device("cpu")) > 10_000_000
+    assert asked == []
+    forget_peak(torch.device("cuda", 1))
+    assert (peak_bytes(torch.device("cuda", 1)), asked) == (7, [torch.device("cuda", 1)] * 2)
+
+
+def test_the_model_is_opened_as_settings_say(choice: ModelChoice) -> None:
+    given = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", lambda _name, **options: given.update(options))
+        replace(choice, pack=False, graphs=True).native(ignore_end=True)
+    assert (given["pack"], given["graphs"]) == (False, True)

@@ -20,6 +20,9 @@ class Doubtful:
     def add(self, one: int, other: int) -> int:
         return one + other
 
+    def spins(self) -> str | None:
+        return os.environ.get("GOMP_SPINCOUNT")
+
     def fall(self) -> None:
         raise ValueError("two\nlines")
 
@@ -39,3 +42,15 @@ def test_a_child_answers_and_says_in_one_sentence_what_went_wrong() -> None:
     child.close()
     with pytest.raises(ModelUnavailable, match="no such model"):
         Child(Doubtful, fine=False)
+
+
+def test_threads_wait_alike_in_every_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in one that this library opens no model in; what the user has set stays."""
+    for given, expected in ((None, "3000"), ("77", "77")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if given is not None:
+            monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        child = Child(Doubtful, fine=True)
+        assert child.ask("spins") == expected
+        child.close()

@@ -10,6 +10,8 @@ from cli_calls import Elm, assert_one_sentence, error_of
 
 from elm_agent.bench import speed
 from elm_agent.bench.speed_plan import Findings
+from elm_agent.cli.bench import _model
+from elm_agent.settings import Settings
 from elm_agent.testing.tiny import write_tiny_model
 
 
@@ -39,17 +41,25 @@ def test_an_unknown_model_is_one_sentence(elm: Elm) -> None:
     assert (result.exit_code, error_of(result)["type"]) == (5, "ModelUnavailable")
 
 
-def test_a_small_run_tells_and_writes(elm: Elm, tmp_path: Path) -> None:
+def test_a_small_run_tells_and_writes(elm: Elm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELM_PACK", "false")
     model = write_tiny_model(tmp_path / "tiny")
     words = ["--model", model, "--arms", "native", "--tokens", "3", "--natural", "0", "--repeats", "1"]
     result = elm("bench", "speed", *words, "--out", "here", "--json")
     assert result.exit_code == 0, result.output
     told = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["event"] for line in told] == ["plan", "turn", "report"]
+    assert (told[-1]["about"]["pack"], told[-1]["about"]["graphs"]) == (False, False)
+    assert {goal["met"] for goal in told[-1]["goals"]} == {None}
     [series] = told[-1]["training"]
     assert (series["arm"], len(series["turns"]), series["turns"][0]["tokens"]) == ("native", 1, 8 * 3)
     assert 0 < series["share_of_bound"] < 1
     assert sorted(path.name for path in Path("here").iterdir()) == ["speed.json", "speed.md", "speed.png"]
+
+
+def test_settings_of_the_network_reach_the_measurement() -> None:
+    choice = _model(Settings(pack=False, graphs=True))
+    assert (choice.pack, choice.graphs) == (False, True)
 
 
 def test_what_was_measured_is_kept_and_told_when_it_is_stopped(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +73,8 @@ def test_what_was_measured_is_kept_and_told_when_it_is_stopped(elm: Elm, monkeyp
     assert "generate" in result.stdout
     assert "10.0 (10.0)" in result.stdout
     assert "stopped before its end" in result.stdout
-    page, numbers = sorted(Path("here").iterdir(), reverse=True)
+    page, numbers, picture = sorted(Path("here").iterdir(), reverse=True)
     assert (page.name, numbers.name) == ("speed-stopped.md", "speed-stopped.json")
+    assert picture.name == "speed-stopped-answers.png"
     assert "**Stopped before its end:**" in page.read_text()
     assert json.loads(numbers.read_text())["answers"]["tokens_per_s"] == {"generate": [10.0]}

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from cli_calls import Elm, assert_one_sentence, error_of, wait_until
 from elm_agent.bench.evidence.contract import GenerationLine, Phase
 from elm_agent.bench.evidence.folder import read_run
 from elm_agent.bench.evidence.methods.zero_shot import ZeroShot
+from elm_agent.cli import evidence
 from elm_agent.testing.tiny import write_tiny_model
 
 FEW = {"STEPS": 1, "ROLLOUTS": 2, "MAX_NEW_TOKENS": 3, "VIRTUAL_TOKENS": 2}
@@ -47,8 +50,9 @@ def said(lines: tuple[GenerationLine, ...]) -> list[tuple[Any, ...]]:
     return [(line.phase, line.item_id, line.answer, line.memory_item, line.route, line.correct) for line in lines]
 
 
-def test_a_stream_is_told_stored_and_summed_up(elm: Elm, tiny: Path) -> None:
+def test_a_stream_is_told_stored_and_summed_up(elm: Elm, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = ["--tasks", write_questions(2), "--methods", "zero_shot,elm_kv"]
+    monkeypatch.setattr(sys, "argv", ["/bin/elm-agent", "bench", "online"])
     result = elm(*words(tiny, "online", *tasks, "--json"))
     assert result.exit_code == 0, result.output
     told = [json.loads(line) for line in result.stdout.splitlines()]
@@ -59,7 +63,7 @@ def test_a_stream_is_told_stored_and_summed_up(elm: Elm, tiny: Path) -> None:
     made = told[0]["sets"]["mine.jsonl"]
     assert made["faults"] == [{"where": "line 4", "reason": "the answer field is missing or null"}]
     assert made["duplicates"] == [["00001", "00003"]]
-    assert (told[1]["answers"], told[1]["done"]) == (6, 0)
+    assert (told[1]["answers"], told[1]["done"], told[1]["learnings"], told[1]["learned"]) == (6, 0, 3, 0)
     plain, memory = told[-1]["methods"]
     assert (plain["method"], plain["asked"], plain["right"], plain["failed"]) == ("zero_shot", 3, 0, 0)
     assert (memory["method"], memory["zero_shot"], memory["fixed"], memory["broken"]) == ("elm_kv", 0, 0, 0)
@@ -67,7 +71,7 @@ def test_a_stream_is_told_stored_and_summed_up(elm: Elm, tiny: Path) -> None:
     run = read_run(Path("run"))
     assert len(run.lines) == 9
     assert run.run["model"]["id"].startswith("sha256:")
-    assert "bench online" in run.run["environment"]["command"] or run.run["environment"]["command"]
+    assert run.run["environment"]["command"] == "elm-agent bench online"
 
     again = elm(*words(tiny, "online", *tasks))
     assert again.exit_code == 0, again.output
@@ -78,6 +82,31 @@ def test_a_stream_is_told_stored_and_summed_up(elm: Elm, tiny: Path) -> None:
     assert "elm_kv" in again.stdout
     assert "run/generations.jsonl" in again.stdout
     assert read_run(Path("run")).lines == run.lines
+
+
+@pytest.mark.parametrize("concurrency", [1, 4], ids=["one by one", "in a cohort"])
+@pytest.mark.parametrize("protocol", ["online", "offline", "transfer"])
+def test_the_bar_counts_answers_and_learnings_each_once(
+    elm: Elm, tiny: Path, monkeypatch: pytest.MonkeyPatch, protocol: str, concurrency: int
+) -> None:
+    told: list[tuple[int, str, int | None]] = []
+
+    @contextmanager
+    def bar(*_given: object, **_more: object) -> Iterator[Any]:
+        yield lambda finished, text, *, total=None: told.append((finished, text, total))
+
+    monkeypatch.setattr(evidence, "stream_bar", bar)
+    monkeypatch.setenv("ELM_WORKER__CONCURRENCY", str(concurrency))
+    more = ["--source", "arithmetic:sums"] if protocol == "transfer" else []
+    run = words(tiny, protocol, *more, "--tasks", "arithmetic:products", "--limit", 2, "--methods", "zero_shot,elm")
+    for trainings in ([1, 1] if concurrency > 1 else [], []):  # the second time everything is there
+        told.clear()
+        result = elm(*run)
+        assert result.exit_code == 0, result.output
+        (total,) = {total for _, _, total in told if total is not None}
+        assert sum(finished for finished, _, _ in told) == total == len(read_run(Path("run")).lines)
+        trained = [finished for finished, text, _ in told if "memories trained" in text]
+        assert trained == trainings, "it moves while memories are trained"
 
 
 def test_the_other_protocols_run_and_a_difference_is_refused(elm: Elm, tiny: Path) -> None:

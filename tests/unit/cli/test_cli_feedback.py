@@ -7,6 +7,8 @@ import json
 import pytest
 from cli_calls import Elm, ask, assert_one_sentence, error_of
 
+from elm_agent.cli.explain import show_explanation
+from elm_agent.cli.output import Output
 from elm_agent.records import MemoryState
 from elm_agent.storage.bank import Bank
 
@@ -66,6 +68,26 @@ def test_a_wrong_answer_waits_to_be_learnt_again(elm: Elm, bank: Bank, monkeypat
     job = bank.jobs.list("default")[0]
     assert f"its question is learnt again as {job.id} (queued)" in told
     assert (job.question, job.recipe.rollouts) == ("What is 6 times 7?", 16)
+
+
+def test_what_was_heard_is_shown_beside_both_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    heard = [
+        {"memory_id": "mem_far", "answer": "7", "score": -0.5, "route": "outvoted"},
+        {"memory_id": "mem_mute", "answer": None, "score": None, "route": "zero_shot"},
+    ]
+    told = {
+        "retrieval": {"ranking": "nearest", "threshold": -1.0, "looked_at": 1, "candidates": [], "abstention": None},
+        "budget": {},
+        "verifier": {"name": "fixed", "asked": False, "memory": None, "zero_shot": None},
+        "answers": {"memory": "42", "zero_shot": "41"},
+        "heard": heard,
+        "route": "memory",
+        "why": "so",
+    }
+    show_explanation(Output(json=False), told)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["mem_far", "7", "-0.500"] in rows
+    assert [row[0] for row in rows if row and row[0].startswith("mem_")] == ["mem_far", "mem_mute"]
 
 
 def test_an_explained_answer(elm: Elm, bank: Bank) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from elm_agent.errors import VerificationError
 from elm_agent.memory.answering import decide
-from elm_agent.memory.opinions import Heard, hear, undecided
+from elm_agent.memory.opinions import Heard, hear, stood, undecided
 from elm_agent.records import Candidate, Route, Verdict
 from elm_agent.tasks import get_task
 from elm_agent.testing.doubles import FixedVerifier
@@ -125,3 +127,32 @@ def test_a_verifier_with_too_few_verdicts_is_named() -> None:
     decided = decide("?", said("2", memory="near"), said("1"), TASK, Short())
     with pytest.raises(VerificationError, match="expected 3 verdicts; got 2"):
         hear("?", decided, [said("3", memory="other")], TASK, Short())
+
+
+@pytest.mark.parametrize(
+    ("said_answer", "plain", "returned", "route"),
+    [
+        ("2", "2.0", "2", Route.AGREED),
+        ("2", "1", "2", Route.MEMORY),
+        ("2", "1", "1", Route.ZERO_SHOT),
+        ("2", "1", "3", Route.OUTVOTED),
+        ("1", "1", "3", Route.OUTVOTED),
+        (None, "1", "1", Route.ZERO_SHOT),
+        (None, "1", "3", Route.OUTVOTED),
+    ],
+)
+def test_how_an_answer_stood_is_told_by_what_was_returned(
+    said_answer: str | None, plain: str, returned: str, route: Route
+) -> None:
+    decided = decide("?", said("7", memory="near"), said(plain), TASK, MeanLogprob())
+    assert stood(said(said_answer), replace(decided, answer=returned), TASK) is route
+
+
+def test_what_cannot_be_compared_says_nothing_of_a_memory() -> None:
+    class Broken:
+        def equivalent(self, left: str, right: str) -> bool:
+            raise RuntimeError(f"{left} and {right}")
+
+    decided = decide("?", said("2"), said("1"), TASK, MeanLogprob())
+    broken: Any = Broken()
+    assert stood(said("2"), decided, broken) is Route.FAILED_MEMORY

@@ -51,6 +51,16 @@ def test_what_nothing_is_known_of_is_worth_two_rows_and_six_where_they_cost_noth
     assert choose("?", FRESH, Budget(row_price=0.0), wanted="auto").tier is THOROUGH
 
 
+def test_by_the_defaults_a_vote_is_worth_its_rows_only_of_what_nearly_always_makes_a_difference() -> None:
+    """An eighth of the uses that made one, against four rows: more than 96 in 100 of them."""
+    nearly, always = Posterior(48.0, 4.0, 48.0, uses=0), Posterior(49.0, 2.0, 49.0, uses=0)
+    assert choose("?", nearly, NEVER, wanted="auto").tier is NORMAL
+    assert choose("?", always, NEVER, wanted="auto").tier is THOROUGH
+    half = Posterior(1.0, 2.0, 1.0, uses=2)  # a sixty-fourth for each row
+    assert choose("?", half, Budget(row_price=0.016), wanted="auto").tier is NORMAL
+    assert choose("?", half, Budget(row_price=0.015), wanted="auto").tier is THOROUGH
+
+
 @given(POSTERIOR, st.floats(0, 1) | st.none(), st.sampled_from(list(Tier)))
 def test_a_gain_is_a_share_of_answers(worth: Posterior, chance: float | None, tier: Tier) -> None:
     assert -1 <= gain_of(tier, worth, NEVER, chance=chance) <= 1

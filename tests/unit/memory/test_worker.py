@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from elm_agent.errors import InputError, JobError, StoreBusy, TrainingError
+from elm_agent.errors import InputError, JobError, StorageError, StoreBusy, TrainingError
+from elm_agent.memory.calibrating import Refit
 from elm_agent.memory.runners import ExternalRunner, InlineRunner, ThreadRunner
 from elm_agent.memory.worker import Worker
 from elm_agent.protocols import Trained
@@ -72,6 +73,20 @@ def test_a_failure_that_would_repeat_is_final(
         JobState.FAILED,
         1,
     )
+
+
+def test_a_fit_that_cannot_be_made_costs_no_memory(
+    bank: Bank, enqueue: Enqueue, make_worker: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_given: object) -> int:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(bank.calibrations, "noted_since", broken)
+    job = enqueue()
+    told: list[str] = []
+    make_worker(refit=Refit(), observe=lambda name, _detail: told.append(name)).run(once=True)
+    assert bank.jobs.get(job.namespace, job.id).state is JobState.DONE
+    assert told[-1] == "job.done"
 
 
 def test_an_unknown_task_is_final(bank: Bank, enqueue: Enqueue) -> None:

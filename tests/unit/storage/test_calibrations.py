@@ -14,7 +14,7 @@ from test_migrations import to_version
 from elm_agent.bench.filling import use_of
 from elm_agent.errors import NotFound
 from elm_agent.memory.calibrating import Refit
-from elm_agent.records import Calibration, Effect, Feedback, KeyKind, MemoryState, Route, Tier, UseOutcome
+from elm_agent.records import Calibration, Effect, Feedback, KeyKind, MemoryState, Route, Tier, UseOutcome, utcnow
 from elm_agent.storage.bank import Bank
 from elm_agent.storage.health.doctor import examine
 from elm_agent.storage.moving.rows import TABLES
@@ -96,6 +96,35 @@ def test_a_refit_keeps_how_many_uses_it_saw(bank: Bank) -> None:
     assert found is not None
     assert (found.uses, found.helped, found.hurt, found.model_id) == (3, 1.0, 2.0, MODEL.id)
     assert found.chance(0.9, 0.0) < 0.5
+
+
+def test_it_is_fitted_anew_where_a_quarter_as_many_uses_came_since(bank: Bank) -> None:
+    memory = learner(bank)("one", unit(1, 0, 0, 0)).id
+    refit = Refit(min_uses=8)
+
+    def used(first: int, count: int) -> None:
+        for n in range(first, first + count):
+            bank.record_use(use_of("default", memory, id=f"use_{n}", outcome=UseOutcome.BROKEN, created_at=utcnow()))
+
+    used(0, 7)
+    assert refit.if_grown(bank, "default") is None, "fewer than any fit needs"
+    used(7, 1)
+    assert str(refit.if_grown(bank, "default")).startswith("calibrated on 8 uses")
+    assert refit.if_grown(bank, "default") is None, "nothing came since"
+    used(8, 1)
+    assert refit.if_grown(bank, "default") is None
+    bank.record_use(use_of("default", memory, id="use_kv", key_kind=KeyKind.KV, created_at=utcnow()))
+    assert refit.if_grown(bank, "default") is None, "another kind of key"
+    used(9, 1)
+    assert str(refit.if_grown(bank, "default")).startswith("calibrated on 10 uses")
+
+
+def test_a_fit_of_another_model_is_none(bank: Bank) -> None:
+    memory = learner(bank)("one", unit(1, 0, 0, 0)).id
+    bank.calibrations.put(replace(CALIBRATION, model_id="sha256:other", fitted_at=utcnow()))
+    for n in range(3):
+        bank.record_use(use_of("default", memory, id=f"use_{n}", outcome=UseOutcome.BROKEN, created_at=AT))
+    assert str(Refit(min_uses=3).if_grown(bank, "default")).startswith("calibrated on 3 uses")
 
 
 def test_a_calibration_moves_with_its_bank() -> None:

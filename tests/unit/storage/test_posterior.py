@@ -54,6 +54,9 @@ def of(helped: int = 0, same: int = 0, hurt: int = 0) -> Posterior:
         (Route.DEFERRED, UNKNOWN, None, (0.25, 0.0, 0.0)),
         (Route.DEFERRED, UNKNOWN, Effect.HURT, HURT),
         (Route.DEFERRED, UseOutcome.BOTH_RIGHT, None, HURT),
+        # it was heard, and by the vote both its answer and the plain one were wrong
+        (Route.OUTVOTED, UNKNOWN, None, (0.0, 0.25, 0.0)),
+        (Route.OUTVOTED, UseOutcome.FIXED, None, HELPED),
         # nothing was compared
         (Route.FAILED_MEMORY, UNKNOWN, None, None),
         (Route.FAILED_MEMORY, UseOutcome.BOTH_WRONG, None, None),

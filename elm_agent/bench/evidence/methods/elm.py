@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from elm_agent.bench.evidence.contract import CandidateLine, Item, Learned, Outcome, Workplace
+from elm_agent.bench.evidence.contract import Item, Learned, Outcome, Workplace
 from elm_agent.bench.evidence.methods.elm_parts import (
     NAMESPACE,
+    candidate_lines,
+    drawn_lines,
     own_bank,
     read_in_training,
     rollout_lines,
@@ -26,7 +28,7 @@ from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
 from elm_agent.errors import NotFound, StorageError, TaskError, TrainingError
 from elm_agent.integrations.langgraph import RunContext, build_graph
 from elm_agent.memory.learn import memory_seed
-from elm_agent.records import Candidate, JobState, KeyKind, Route, Tier, UseOutcome, UseRecord, utcnow
+from elm_agent.records import JobState, KeyKind, Route, Tier, UseOutcome, UseRecord, utcnow
 from elm_agent.runtime import Runtime, open_runtime, refit_of
 
 
@@ -72,27 +74,25 @@ class Elm:
         self._model.start()
         context: RunContext = {"learn": False, "explain": True, "note": False}
         result = self._graph.invoke({"question": item.question}, context=context)
-        roles = {role: made for role in ("zero_shot", "memory") if (made := result["candidates"][role])}
-        candidates = {role: CandidateLine.of(role, Candidate(**made)) for role, made in roles.items()}
         memory_id = result["memory_id"]
-        counts = self._model.counts
         return Outcome(
             answer=result["answer"],
             text=result["text"],
-            candidates=tuple(candidates.values()),
+            candidates=candidate_lines(result) + drawn_lines("sample", self._model.drawn, self._place.task),
             route=result["route"],
             reason=result["reason"],
             memory_id=memory_id,
             memory_item=self._learners.get(memory_id or ""),
             similarity=result["similarity"],
-            tokens=counts["tokens"],
-            prompt_tokens=counts["prompt_tokens"] + ("memory" in candidates) * self._runtime.recipe.positions,
-            detail={"explanation": result.get("explanation"), "use": self._use(result)},
+            **self._counts(),
+            detail={"explanation": result.get("explanation"), **self._uses(result)},
         )
 
     def note(self, item: Item, outcome: Outcome) -> None:
-        """The use of the memory that served: what later answers are ranked by, so not before the answer is stored."""
-        if (use := outcome.detail.get("use")) is not None:
+        """The uses of the memory that served and of those that were heard: what later answers are ranked by, so not
+        before the answer is stored."""
+        uses = [outcome.detail.get("use"), *outcome.detail.get("heard", ())]
+        for use in (one for one in uses if one is not None):
             given = {
                 "key_kind": KeyKind(use["key_kind"]),
                 "route": Route(use["route"]),
@@ -140,12 +140,18 @@ class Elm:
     def close(self) -> None:
         self._runtime.close()
 
-    def _use(self, result: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What is to be noted of an answer, in plain values; None: no memory served."""
+    def _counts(self) -> dict[str, int]:
+        """Tokens since the last start; a memory is read by each row that it stands before."""
+        counts = self._model.counts
+        read = counts["prompt_tokens"] + self._model.memory_rows * self._runtime.recipe.positions
+        return {"tokens": counts["tokens"], "prompt_tokens": read}
+
+    def _uses(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """What is to be noted of an answer, in plain values; nothing where no memory served."""
         if result["use_id"] is None:
-            return None
+            return {"use": None}
         memory, zero_shot = result["candidates"]["memory"], result["candidates"]["zero_shot"]
-        return {
+        use = {
             "id": result["use_id"],
             "memory_id": result["memory_id"],
             "memory_namespace": result["memory_namespace"],
@@ -158,6 +164,19 @@ class Elm:
             "zero_shot_answer": None if zero_shot is None else zero_shot["answer"],
             "tier": result["explanation"]["budget"]["tier"],
         }
+        heard = [
+            use
+            | {
+                "id": one["use_id"],
+                "memory_id": one["memory_id"],
+                "memory_namespace": one["namespace"],
+                "similarity": one["similarity"],
+                "route": one["route"],
+                "memory_answer": one["candidate"]["answer"],
+            }
+            for one in result.get("heard") or ()
+        ]
+        return {"use": use} | ({"heard": heard} if heard else {})
 
     def _hear(self, name: str, detail: dict[str, Any]) -> None:
         if name == "probe.done":
@@ -175,7 +194,7 @@ class Elm:
             return Learned(
                 memory_id=memory_id, state=memory.state.value, reason="an equal question was learned before"
             )
-        probe = self._model.counts
+        probe = self._counts()
         episodes = [bank.episode(NAMESPACE, one.id) for one in made]
         keys = bank.keys(NAMESPACE, memory_id)
         steps = [step for episode in episodes for step in episode.curve]
@@ -185,7 +204,8 @@ class Elm:
             memory_id=memory_id,
             state=memory.state.value,
             reason=memory.reason,
-            texts=rollout_lines(one for episode in episodes for one in episode.rollouts) if mine else (),
+            texts=(rollout_lines(one for episode in episodes for one in episode.rollouts) if mine else ())
+            + drawn_lines("probe", self._model.ended, self._place.task),
             curve=step_lines(bank.episode(NAMESPACE, memory_id).curve),
             key=rounded(keys.kv if self._settings.retrieval.key is KeyKind.KV else keys.input),
             tokens=sum(step.tokens for step in steps) + probe["tokens"],
@@ -214,7 +234,8 @@ class Oracle(Elm):
 
 def best_of(outcome: Outcome, right: Callable[[str], bool]) -> Outcome:
     """The outcome with the candidate that is right, if one is."""
-    found = next((one for one in outcome.candidates if one.answer is not None and right(one.answer)), None)
+    pair = [one for one in outcome.candidates if one.role in (Route.ZERO_SHOT, Route.MEMORY)]
+    found = next((one for one in pair if one.answer is not None and right(one.answer)), None)
     if found is None:
         return outcome
     decided = outcome.route in (Route.MEMORY, Route.ZERO_SHOT)

@@ -8,8 +8,9 @@ from typing import Any
 
 from elm_agent.bench.evidence.contract import CandidateLine, Item, Workplace
 from elm_agent.bench.evidence.trained import RememberedTrainer
-from elm_agent.errors import SettingsError
-from elm_agent.records import Recipe, Rollout, StepRecord, Vector
+from elm_agent.errors import SettingsError, TaskError
+from elm_agent.protocols import Task
+from elm_agent.records import Candidate, Generation, Recipe, Rollout, StepRecord, Vector
 from elm_agent.settings import Settings
 
 NAMESPACE = "evidence"
@@ -75,6 +76,37 @@ def rollout_lines(rollouts: Iterable[Rollout]) -> tuple[CandidateLine, ...]:
         )
         for one in rollouts
     )
+
+
+def candidate_lines(result: Mapping[str, Any]) -> tuple[CandidateLine, ...]:
+    """Both candidates of an answer of the graph, then what further memories said."""
+    made = [(role, result["candidates"][role]) for role in ("zero_shot", "memory")]
+    made += [("opinion", one["candidate"]) for one in result.get("heard") or ()]
+    return tuple(CandidateLine.of(role, Candidate(**one)) for role, one in made if one is not None)
+
+
+def drawn_lines(role: str, drawn: Iterable[Generation], task: Task) -> tuple[CandidateLine, ...]:
+    """Completions that were drawn for a vote or a probe."""
+    return tuple(
+        CandidateLine(
+            role=role,
+            text=one.text,
+            answer=_extracted(one.text, task),
+            tokens=len(one.token_ids),
+            mean_logprob=one.mean_logprob,
+            self_certainty=one.self_certainty,
+            finished=one.finished,
+            seconds=one.seconds,
+        )
+        for one in drawn
+    )
+
+
+def _extracted(text: str, task: Task) -> str | None:
+    try:
+        return task.extract(text)
+    except TaskError:  # told where the text was used
+        return None
 
 
 def step_lines(curve: Sequence[StepRecord]) -> tuple[dict[str, Any], ...]:
