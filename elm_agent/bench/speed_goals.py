@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elm_agent.bench.speed_arms import NATIVE, TRL, TUNED
-from elm_agent.bench.speed_plan import Findings, Regime, Series
+from elm_agent.bench.speed_plan import Findings, Regime
 
 # The goals: a step of one memory at these lengths beside TRL's; a memory in a cohort beside one by itself, wherever
 # lengths are exact; and no native arm ever takes more memory than TRL as it is by default.
@@ -56,7 +56,7 @@ def _cohort(findings: Findings, tokens: int) -> Goal:
 
 
 def _times(findings: Findings, what: str, tokens: int, arm: str, other: str, wanted: float) -> Goal:
-    series = _series(findings, Regime(tokens=tokens, ignore_end=True), arm)
+    series = findings.find(arm, Regime(tokens=tokens, ignore_end=True))
     times = None if series is None else findings.times(series, other)
     return Goal(what) if times is None else Goal(what, f"{times:.2f}", times >= wanted)
 
@@ -65,7 +65,7 @@ def _peaks(findings: Findings) -> Iterator[Goal]:
     for series in findings.series:
         if series.arm.trainer == NATIVE:
             what = f"peak memory of {series.arm.name} at most TRL's at {series.regime.name} tokens"
-            theirs = findings.beside(series, TRL)
+            theirs = findings.find(TRL, series.regime)
             yield _at_most(what, series.peak_bytes, None if theirs is None else theirs.peak_bytes)
 
 
@@ -73,8 +73,3 @@ def _at_most(what: str, ours: int | None, theirs: int | None) -> Goal:
     if ours is None or theirs is None:
         return Goal(what)
     return Goal(what, f"{ours / theirs:.2f} of it", ours <= theirs)
-
-
-def _series(findings: Findings, regime: Regime, name: str) -> Series | None:
-    found = (series for series in findings.series if series.regime == regime and series.arm.name == name)
-    return next(found, None)

@@ -97,17 +97,16 @@ class Findings:
         bounds = [step_bound(step, machine, kl=kl) for step in series.lengths] if machine else []
         return figures(series.turns, memories=series.arm.memories, steps=self.plan.steps, bounds=bounds)
 
-    def beside(self, series: Series, other: str) -> Series | None:
-        """What the arm of that name did at the same length."""
-        found = (one for one in self.series if one.arm.name == other and one.regime == series.regime)
-        return next(found, None)
+    def find(self, arm: str, regime: Regime) -> Series | None:
+        """What the arm of that name did at that length."""
+        return next((one for one in self.series if one.arm.name == arm and one.regime == regime), None)
 
     def times(self, series: Series, other: str) -> float | None:
         """How many times quicker a memory's step is than in that arm; by medians.
 
         Arms draw different texts: where these end by themselves, it is told by token drawn.
         """
-        slow = self.beside(series, other)
+        slow = self.find(other, series.regime)
         ours, theirs = self.figures(series), None if slow is None else self.figures(slow)
         if ours is None or theirs is None:
             return None

@@ -87,8 +87,8 @@ class MethodFigures:
     failures: int  # of answering
     learn_failures: int
     versus: Comparison | None
-    against: tuple[Comparison, ...]  # one of ours beside each baseline
-    among: tuple[Comparison, ...]  # one of ours beside each other one of ours that stands before it
+    against: tuple[Comparison, ...] = ()  # one of ours beside each baseline
+    among: tuple[Comparison, ...] = ()  # one of ours beside each other one of ours that stands before it
     own_reference: int  # pairs whose reference is the method's own plain candidate, as zero-shot was not run
     reference_differs: int  # questions whose own plain candidate was judged otherwise than the method zero_shot
     seeds: tuple[SeedFigures, ...]
@@ -231,8 +231,6 @@ def _method(
         failures=sum(line.failure is not None for line in answers),
         learn_failures=sum(line.failure is not None for line in learned),
         versus=versus(answers),
-        against=(),
-        among=(),
         own_reference=0
         if reference is None
         else sum(key_of(line) in own.keys() - zero_shot.keys() for line in right),

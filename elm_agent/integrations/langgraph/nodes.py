@@ -17,7 +17,7 @@ from langgraph.config import get_stream_writer
 from langgraph.runtime import get_runtime
 
 from elm_agent.integrations.langgraph import choosing, reviewing
-from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options
+from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options, use_of
 from elm_agent.integrations.langgraph.tracing import trace
 from elm_agent.memory.answering import ask, candidate, check_question, describe, joined
 from elm_agent.memory.explaining import plain_abstention, plain_scores
@@ -315,18 +315,7 @@ def _use(runtime: Runtime, state: State) -> UseRecord:
 
 def _uses_of_heard(served: UseRecord, state: State) -> list[UseRecord]:
     """Of the memories that answered beside the one that serves: each with its own answer and how that stood."""
-    return [
-        replace(
-            served,
-            id=one["use_id"],
-            memory_id=one["memory_id"],
-            memory_namespace=one["namespace"],
-            similarity=one["similarity"],
-            route=Route(one["route"]),
-            memory_answer=one["candidate"]["answer"],
-        )
-        for one in state.get("heard", [])
-    ]
+    return [replace(served, **use_of(one)) for one in state.get("heard", [])]
 
 
 def show_candidate(source: str, made: Candidate) -> CandidateState:

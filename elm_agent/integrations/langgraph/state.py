@@ -11,6 +11,7 @@ from typing import Any, NotRequired, TypedDict, get_args
 from elm_agent.errors import InputError
 from elm_agent.memory.answering import check_subject
 from elm_agent.memory.tiers import Wanted
+from elm_agent.records import Route
 from elm_agent.settings import Settings, check_namespace
 
 REVIEWS = ("off", "interrupt", "queue")
@@ -81,6 +82,18 @@ class Heard(Opinion):
     use_id: str
     route: str
     candidate: CandidateState
+
+
+def use_of(heard: Heard) -> dict[str, Any]:
+    """What its ``records.UseRecord`` has other than that of the memory that serves."""
+    return {
+        "id": heard["use_id"],
+        "memory_id": heard["memory_id"],
+        "memory_namespace": heard["namespace"],
+        "similarity": heard["similarity"],
+        "route": Route(heard["route"]),
+        "memory_answer": heard["candidate"]["answer"],
+    }
 
 
 class Answer(TypedDict):

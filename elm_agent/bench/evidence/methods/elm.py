@@ -27,6 +27,7 @@ from elm_agent.bench.evidence.methods.watched import Watched
 from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
 from elm_agent.errors import NotFound, StorageError, TaskError, TrainingError
 from elm_agent.integrations.langgraph import RunContext, build_graph
+from elm_agent.integrations.langgraph.state import use_of
 from elm_agent.memory.learn import memory_seed
 from elm_agent.records import JobState, KeyKind, Route, Tier, UseOutcome, UseRecord, utcnow
 from elm_agent.runtime import Runtime, open_runtime, refit_of
@@ -164,18 +165,7 @@ class Elm:
             "zero_shot_answer": None if zero_shot is None else zero_shot["answer"],
             "tier": result["explanation"]["budget"]["tier"],
         }
-        heard = [
-            use
-            | {
-                "id": one["use_id"],
-                "memory_id": one["memory_id"],
-                "memory_namespace": one["namespace"],
-                "similarity": one["similarity"],
-                "route": one["route"],
-                "memory_answer": one["candidate"]["answer"],
-            }
-            for one in result.get("heard") or ()
-        ]
+        heard = [use | use_of(one) for one in result.get("heard") or ()]
         return {"use": use} | ({"heard": heard} if heard else {})
 
     def _hear(self, name: str, detail: dict[str, Any]) -> None:
