@@ -760,7 +760,12 @@ def verifier_of(settings: Settings, model: LanguageModel, task: Task, *, seed: i
             return verification.SelfCertainty()
         case "majority":
             return verification.MajorityOfSamples(
-                model=model, task=task, samples=chosen.samples, max_new_tokens=settings.max_new_tokens, seed=seed
+                model=model,
+                task=task,
+                samples=chosen.samples,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.learning.temperature,
+                seed=seed,
             )
         case "prm":
             from elm_agent.models.prm import load_process_reward_model

@@ -232,7 +232,9 @@ class BudgetSettings(_Section):
     compare: float = Field(
         0.1, ge=0, le=1, description="share of cheap questions that are answered twice all the same, for evidence"
     )
-    samples: int = Field(4, ge=1, le=256, description="of the plain model at temperature 1, for the vote of thorough")
+    samples: int = Field(
+        4, ge=1, le=256, description="of the plain model at learning.temperature, for the vote of thorough"
+    )
     vote_accuracy: float = Field(
         0.75, ge=0.5, le=1, description="how often a vote takes the better of two answers; assumed, for auto"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +82,42 @@ def speed(
 
 @app.command()
 @shared
+def rollouts(
+    options: Shared,
+    question: Annotated[
+        str, typer.Option("--question", help="What the memory is trained on.")
+    ] = "What is 7 times 8?",
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of every memory.")] = 5,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Most tokens of a rollout.")] = 64,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Memories of each way that count.")] = 5,
+) -> None:
+    """Compare exact rollouts with drafts and with rounded weights: milliseconds a token, and how far off they are.
+
+    The ways take turns; stopped with Ctrl-C, it tells what was measured until then.
+    """
+    settings, show = options.load(), options.output()
+    from elm_agent.bench.rollouts import COLUMNS, WAYS, Runs, findings, measure, rows
+    from elm_agent.records import Recipe
+
+    recipe = Recipe(steps=steps, max_new_tokens=tokens)
+    fetch_embedded(show, settings)
+    runs: Runs = {}
+    model = _model(settings).native(ignore_end=False)
+    try:
+        with stream_bar(show, total=len(WAYS) * (repeats + 1), done=0) as bar:
+            bar(0, "each way once, which does not count")
+            measure(model, question, recipe, repeats, runs, partial(_tell_way, show, bar))
+    finally:
+        model.close()
+        if found := findings(runs):
+            if show.json:
+                show.event("report", {"question": question, "recipe": asdict(recipe), "ways": found})
+            else:
+                show.table(COLUMNS, rows(found))
+
+
+@app.command()
+@shared
 def report(
     options: Shared,
     run: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="Folder that a run was stored in.")],
@@ -124,6 +162,12 @@ class _Teller:
         elif name == "failure":
             self._show.note(f"{detail['arm']}, {detail['tokens']} tokens: {detail['reason']}")
         self._bar(name == "turn", f"{detail['arm']}, {detail['tokens']} tokens" if "arm" in detail else "")
+
+
+def _tell_way(show: Output, bar: Advance, way: str) -> None:
+    if show.json:
+        show.event("turn", {"way": way})
+    bar(1, way)
 
 
 def _tell(show: Output, findings: Findings, paths: Sequence[Path]) -> None:

@@ -19,9 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from elm_agent.errors import InputError, JobCancelled, ModelError, ModelMismatch
 from elm_agent.models import keys
+from elm_agent.models.berths import Berths
 from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.drawing import Drawer, Drawing
 from elm_agent.models.lease import ModelLease
+from elm_agent.models.memory import spare_bytes
 from elm_agent.models.network import Network
 from elm_agent.models.reading import misfit
 from elm_agent.models.serving import Serving, Start, Tokens
@@ -73,6 +75,7 @@ class LocalModel:
         self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint
         self._lease = ModelLease()
+        self._berths = Berths(partial(spare_bytes, self.network.device))
         self.kv_heads = kv_heads
         self.draws_itself = drawer is None
         self._twins: dict[str, Network] = {}
@@ -182,6 +185,12 @@ class LocalModel:
                 raise JobCancelled("stopped among its rollouts, as asked")
             self.compute(decoder.step)
         return group
+
+    def berth(self, positions: int, cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
+        """In here a memory learns that keeps ``positions`` with their gradient; waits while there is no room for it
+        beside others. Raises ``JobCancelled`` while it waits."""
+        per_position, _ = self.compute(lambda: self.network.gradient_bytes)
+        return self._berths.berth(positions * per_position, cancelled)
 
     def training(self) -> AbstractContextManager[None]:
         """Hold the model for work on the caller's own thread; ``compute`` is quicker."""

@@ -23,6 +23,15 @@ def head_logprobs(
     return chosen_N
 
 
+def wide_logits(hidden_NE: torch.Tensor, weight_VE: torch.Tensor) -> torch.Tensor:
+    """``hidden @ weight.T``, (N, vocabulary), in at least float32: from 16 to 32, bfloat16 has steps of 0.125."""
+    if hidden_NE.dtype not in (torch.float16, torch.bfloat16):
+        return hidden_NE @ weight_VE.t()
+    if hidden_NE.device.type == "cuda":
+        return torch.mm(hidden_NE, weight_VE.t(), out_dtype=torch.float32)
+    return hidden_NE.float() @ weight_VE.float().t()
+
+
 class _HeadLogprobs(torch.autograd.Function):
     """d log p(y) / d h = (W[y] - sum_v p_v W[v]) / temperature is as wide as h: kept instead of the logits."""
 
@@ -36,8 +45,7 @@ class _HeadLogprobs(torch.autograd.Function):
         size = max(16, _LOGITS // weight_VE.shape[0])
         for first in range(0, hidden_NE.shape[0], size):
             part = slice(first, first + size)
-            logits_NV = hidden_NE[part] @ weight_VE.t()
-            wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).div_(temperature)
+            wide_NV = wide_logits(hidden_NE[part], weight_VE).div_(temperature)
             wide_NV -= wide_NV.amax(dim=-1, keepdim=True)
             chosen_N = wide_NV.gather(-1, tokens_N[part, None])[:, 0]
             wide_NV.exp_()  # in place, all of it: this is as large as memory allows

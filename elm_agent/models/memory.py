@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 if TYPE_CHECKING:
     from elm_agent.models.network import Prefix
@@ -77,3 +78,20 @@ def row_bytes(prefix: Prefix, positions: int) -> int:
         states.shape[1] * states.shape[3] * states.element_size() for layer in prefix.states() for states in layer
     )
     return per_position * positions
+
+
+def kept_bytes(work: Callable[[], torch.Tensor], weights: Iterable[torch.Tensor]) -> int:
+    """Bytes of what ``work`` keeps for a gradient of its result; ``weights`` are there anyway and do not count."""
+    there = {weight.untyped_storage().data_ptr() for weight in weights}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = work()
+    total = sum(size for place, size in kept.items() if place not in there)
+    del result  # until now it has held all of it, so that no place was taken twice
+    return total

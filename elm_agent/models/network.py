@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.lowrank import Adapter, beside, projections
+from elm_agent.models.memory import kept_bytes
 from elm_agent.models.rereading import why_reread
 from elm_agent.models.slots import Slots
 from elm_agent.models.sparing import recomputed
@@ -130,6 +131,23 @@ class Network:
         with torch.no_grad():
             states = self.read([self.embed([0])])[0].states()
         return [(keys.shape[1], keys.shape[3], values.shape[3]) for keys, values in states]
+
+    @cached_property
+    def gradient_bytes(self) -> tuple[int, int]:
+        """Bytes that ``logprobs`` keeps for its gradient in each row: of a completion's position, and of one of the
+        prompt. Three small passes tell. To be held."""
+        few, more = 1, 17
+        least, longer, later = (self._kept(*sizes) for sizes in ((few, few), (few, more), (more, few)))
+        return (longer - least) // (more - few), max(0, later - least) // (more - few)
+
+    def _kept(self, prompt: int, completion: int) -> int:
+        with torch.enable_grad():
+            embeds_TE = self.embed([0] * prompt).detach().requires_grad_(True)
+            shared, _ = self.read([embeds_TE])[0].leaf()
+            tokens_1T = torch.zeros(1, completion, dtype=torch.long, device=self.device)
+            mask_1T = torch.ones_like(tokens_1T, dtype=torch.bool)
+            run = partial(self.logprobs, shared, 0, tokens_1T, mask_1T, 1.0)
+            return kept_bytes(run, self.model.parameters())
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Input embeddings of token ids: (T, E), model dtype."""

@@ -10,6 +10,7 @@ Knows nothing of stores, jobs or routes.
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from elm_agent.errors import InputError, JobCancelled
 from elm_agent.models.decoding import Row
 from elm_agent.models.drafting import Drafts
 from elm_agent.models.engine import LocalModel
-from elm_agent.models.memory import out_of_memory
+from elm_agent.models.memory import out_of_memory, spare_bytes
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.serving import Start
 from elm_agent.protocols import Observer, Task, Trained
@@ -74,21 +75,22 @@ class GrpoTrainer:
         objective, prompt_ids = objective_of(recipe), self.model.encode(self.task.messages(question))
         _check(recipe, self.model, len(prompt_ids))
         truth = self._truth(question) if objective.corrects else None
-        # 1. The memory begins as the question's own embeddings, or as another kind does; nothing else is trained.
-        course = Course(self.model, question, recipe=recipe, seed=seed, observe=observe)
-        reference = self._reference(recipe, course.memory, prompt_ids[:-1])
-        target = self._greedy(recipe, prompt_ids, cancelled) if objective.imitates else None
-        drafts = Drafts() if recipe.rollout_drafts else None
-        with keeping(course.curve):
-            for step in range(recipe.steps):
-                if cancelled():
-                    raise JobCancelled(f"stopped before step {step + 1} of {recipe.steps}, as asked")
-                self._step(
-                    course, prompt_ids, cancelled, reference=reference, truth=truth, target=target, drafts=drafts
-                )
-                if settled(course.curve, recipe):
-                    break
-        return course.trained()
+        with self.model.berth(recipe.virtual_tokens + len(prompt_ids), cancelled):
+            # 1. The memory begins as the question's own embeddings, or as another kind does; nothing else is trained.
+            course = Course(self.model, question, recipe=recipe, seed=seed, observe=observe)
+            reference = self._reference(recipe, course.memory, prompt_ids[:-1])
+            target = self._greedy(recipe, prompt_ids, cancelled) if objective.imitates else None
+            drafts = Drafts() if recipe.rollout_drafts else None
+            with keeping(course.curve):
+                for step in range(recipe.steps):
+                    if cancelled():
+                        raise JobCancelled(f"stopped before step {step + 1} of {recipe.steps}, as asked")
+                    self._step(
+                        course, prompt_ids, cancelled, reference=reference, truth=truth, target=target, drafts=drafts
+                    )
+                    if settled(course.curve, recipe):
+                        break
+            return course.trained()
 
     def _step(
         self,
@@ -236,13 +238,15 @@ def _pull(
     advantages_G: torch.Tensor,
     recipe: Recipe,
 ) -> Pull:
-    """``objective.pull``, and where memory runs out again in smaller micro-batches: the sum is the same.
+    """``objective.pull`` in micro-batches for which there is room, and where memory runs out all the same, again in
+    smaller ones: the sum is the same.
 
     Where a single row takes too much, its layers are computed twice instead of being kept.
     """
     network, longest = memory.network, max(len(row.tokens) for row in rows)
     usual = CPU_TOKEN_BUDGET if network.device.type == "cpu" else TOKEN_BUDGET
-    budget, sparing = min(usual, longest * len(rows)), False
+    fitting = fitting_rows(network, prefix, longest)
+    budget, sparing = min(usual, longest * min(len(rows), fitting)), fitting == 0 and network.why_slow is None
     while True:
         try:
             with network.sparing() if sparing else nullcontext():
@@ -258,6 +262,19 @@ def _pull(
         for parameter in memory.parameters:
             parameter.grad = None
         prefix, budget = memory.read(text_ids), budget // 2
+
+
+def fitting_rows(network: Network, prefix: Prefix, longest: int) -> int:
+    """How many completions of so many tokens after ``prefix`` half of the spare memory can keep for their gradient.
+
+    ``sys.maxsize`` where the system does not say what is spare. An upper bound of what they need: rows that begin
+    alike are read as one there. To be held.
+    """
+    spare = spare_bytes(network.device)
+    if spare is None:
+        return sys.maxsize
+    per_position, per_prompt_position = network.gradient_bytes
+    return spare // 2 // max(1, longest * per_position + prefix.mask_BL.shape[1] * per_prompt_position)
 
 
 def _timed_update(

@@ -26,7 +26,7 @@ class MajorityOfSamples:
         task: Task,
         samples: int,
         max_new_tokens: int,
-        temperature: float = 1.0,
+        temperature: float = 0.5,
         seed: int = 0,
     ) -> None:
         if samples < 1 or temperature <= 0:
@@ -73,7 +73,7 @@ def draw_texts(
     task: Task,
     samples: int,
     max_new_tokens: int,
-    temperature: float = 1.0,
+    temperature: float,
     seed: int = 0,
 ) -> list[str]:
     """Zero-shot completions of the question, all in one batch. Raises what the model raises."""

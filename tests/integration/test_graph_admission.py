@@ -173,11 +173,13 @@ def test_a_cheap_answer_that_fails_costs_no_answer(opened: Open, how: str) -> No
 
 
 def test_a_thorough_answer_is_voted_on(opened: Open) -> None:
-    runtime = opened(budget={"samples": 3})
+    runtime = opened(budget={"samples": 3}, learning={"temperature": 0.3})
     graph = taught(runtime)
     before = rows(runtime)
     out = graph.invoke(SECOND, context={**WHY, "tier": "thorough"})
     assert rows(runtime) == before + 5
+    assert isinstance(runtime.model, FakeModel)
+    assert [request.temperature for request in runtime.model.batches[-1]] == [0.3] * 3
     assert (out["route"], out["answer"], out["text"]) == ("zero_shot", "1", "\\boxed{1}")
     assert out["reason"] == "4 of 5 votes for '1', against '2'"
     assert out["explanation"]["budget"] == {

@@ -68,7 +68,7 @@ def routing(answers: Lines) -> Routing | None:
     known = judged(answers)
     differing = [line for line in known if line.route in (Route.MEMORY, Route.ZERO_SHOT)]
     agreed = [line for line in known if line.route == Route.AGREED]
-    if not agreed and not differing:
+    if all(line.route in (None, Route.NO_MEMORY) for line in answers):
         return None
     sides = [(candidate_right(line, MEMORY), candidate_right(line, ZERO_SHOT)) for line in differing]
     counts = Counter(sides)

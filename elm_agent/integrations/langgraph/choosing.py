@@ -188,6 +188,7 @@ def _voted(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
             task=runtime.task,
             samples=runtime.budget.samples,
             max_new_tokens=runtime.settings.max_new_tokens,
+            temperature=runtime.recipe.temperature,
             seed=runtime.budget.seed,
         )
         voted, tally = vote(decision, [Sample(text, runtime.task.extract(text)) for text in texts], runtime.task)

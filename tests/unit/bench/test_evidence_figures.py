@@ -322,6 +322,14 @@ def test_routing() -> None:
     assert found.routes == {"agreed": 2, "memory": 4, "zero_shot": 2, "no_memory": 1, "failed_memory": 1}
 
 
+def test_routes_that_failed_all_are_told_too() -> None:
+    failed = [answer("elm_kv", n, False, route="failed_memory") for n in range(2)]
+    found = method("elm_kv", failed).routing
+    assert found is not None
+    assert found.routes == {"failed_memory": 2}
+    assert method("elm_kv", [answer("elm_kv", 0, True, route="no_memory")]).routing is None
+
+
 def test_retrieval_counts_seeds_apart() -> None:
     found = method("elm_kv", small_stream()).retrieval
     assert found is not None

@@ -57,6 +57,18 @@ def test_a_small_run_tells_and_writes(elm: Elm, tmp_path: Path, monkeypatch: pyt
     assert sorted(path.name for path in Path("here").iterdir()) == ["speed.json", "speed.md", "speed.png"]
 
 
+def test_ways_of_drawing_are_told_one_by_one(elm: Elm, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny")
+    words = ["bench", "rollouts", "--model", model, "--steps", "1", "--tokens", "3", "--repeats", "1"]
+    told = [json.loads(line) for line in elm(*words, "--json").stdout.splitlines()]
+    assert [line["event"] for line in told] == ["turn"] * 10 + ["report"]
+    assert [line["way"] for line in told[:5]] == [way["way"] for way in told[-1]["ways"]]
+    assert told[-1]["recipe"]["max_new_tokens"] == 3
+    table = elm(*words).stdout
+    assert "float16, drafts" in table
+    assert "exact / this" in table
+
+
 def test_settings_of_the_network_reach_the_measurement() -> None:
     choice = _model(Settings(pack=False, graphs=True))
     assert (choice.pack, choice.graphs) == (False, True)

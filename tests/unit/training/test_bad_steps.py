@@ -19,7 +19,7 @@ from elm_agent.models.network import Network, Prefix
 from elm_agent.protocols import Trained
 from elm_agent.records import MemoryState, Recipe
 from elm_agent.tasks import get_task
-from elm_agent.training import GrpoTrainer
+from elm_agent.training import GrpoTrainer, grpo
 
 VOTES = Recipe(rollouts=4, steps=3, max_new_tokens=5, virtual_tokens=4, learning_rate=0.05)
 IMITATION = replace(VOTES, objective="sft_greedy")
@@ -149,6 +149,7 @@ def test_memory_that_does_not_suffice_for_one_row_is_no_reason_to_try_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = open_model(tmp_path / "llama")
+    assert model.network.gradient_bytes  # before nothing works any more
     sizes: list[int] = []
 
     def full(_network: Network, _prefix: Prefix, _last_id: int, tokens_BT: torch.Tensor, *_rest: Any) -> torch.Tensor:
@@ -184,6 +185,56 @@ def test_a_row_that_is_too_much_is_computed_twice(tmp_path: Path, monkeypatch: p
     for one, other in zip(tensors(spared), tensors(plain), strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-5)  # float32, of numbers up to 0.2
     model.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes", "sparing"), [(0.5, {1}, True), (1, {1}, False), (2, {2}, False), (9, {4}, False)]
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_parts_are_as_large_as_there_is_room_for_before_anything_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: float, sizes: set[int], sparing: bool, known: bool
+) -> None:
+    """``rows``: how many full rows half of the spare memory keeps for the gradient."""
+    model = open_model(tmp_path / "llama", dtype="float64")
+    if not known:
+        monkeypatch.setattr(model.network, "why_slow", "unknown")
+    recipe, inner = replace(VOTES, beta=0.1, steps=1), Network.logprobs
+    model._serving._end_ids = ()  # each rollout runs to its limit
+    plain = train(model, recipe)
+    per_position, per_prompt_position = model.network.gradient_bytes
+    before = recipe.virtual_tokens + len(model.encode(get_task("math").messages("What is 2 plus 3?"))) - 1
+    row = recipe.max_new_tokens * per_position + before * per_prompt_position
+    monkeypatch.setattr(grpo, "spare_bytes", lambda _device: int(2 * rows * row))
+    seen: set[int] = set()
+    spared: set[bool] = set()
+
+    def watched(network: Network, prefix: Prefix, last_id: int, tokens_BT: torch.Tensor, *rest: Any) -> torch.Tensor:
+        chosen_BT = inner(network, prefix, last_id, tokens_BT, *rest)
+        if chosen_BT.requires_grad:
+            seen.add(len(tokens_BT))
+            spared.add(network._sparing)
+        return chosen_BT
+
+    monkeypatch.setattr(Network, "logprobs", watched)
+    monkeypatch.setattr(Network, "reads_trees", lambda *_: False)
+    cut = train(model, recipe)
+    assert (seen, spared) == (sizes, {sparing and known})
+    for one, other in zip(tensors(cut), tensors(plain), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-5)
+    model.close()
+
+
+def test_what_a_row_keeps_is_measured(tmp_path: Path) -> None:
+    """Twice as many layers keep twice as much, and a row of 40 positions about what 40 positions are said to keep."""
+    small, large = (open_model(tmp_path / str(layers), layers=layers) for layers in (2, 4))
+    per_position, per_prompt_position = large.network.gradient_bytes
+    half, _ = small.network.gradient_bytes
+    assert 1.6 * half < per_position < 2 * half  # the head keeps something too
+    assert 0 < per_prompt_position < per_position
+    told = large.network._kept(1, 40)
+    assert 0.9 * told < 40 * per_position < 1.1 * told
+    small.close()
+    large.close()
 
 
 def tensors(trained: Trained) -> list[torch.Tensor]:

@@ -148,6 +148,46 @@ def test_rollouts_are_few_where_memory_is_short(model: LocalModel, monkeypatch: 
     assert set(sizes) == {1}
 
 
+@pytest.mark.parametrize(("room", "together"), [(2, 1), (4, 2), (None, 4)])
+def test_as_many_learn_at_a_time_as_memory_has_room_for(
+    model: LocalModel, monkeypatch: pytest.MonkeyPatch, room: int | None, together: int
+) -> None:
+    """``room``: how often what one memory keeps is spare; half of it may be taken."""
+    inside: list[int] = []
+    most, lock = [0], threading.Lock()
+    step = GrpoTrainer._step
+
+    def counted(self: GrpoTrainer, course: Any, *arguments: Any, **more: Any) -> None:
+        with lock:
+            inside.append(course.seed)
+            most[0] = max(most[0], len(set(inside)))
+        if room is None and not course.curve:
+            until(lambda: most[0] == 4)
+        step(self, course, *arguments, **more)
+        with lock:
+            inside.remove(course.seed)
+
+    alone = [train(model, seed) for seed in range(4)]
+    per_position, _ = model.network.gradient_bytes
+    longest = max(len(model.encode(get_task("text").messages(question))) for question in QUESTIONS)
+    needed = per_position * (RECIPE.virtual_tokens + longest)
+    model._berths._spare = lambda: None if room is None else room * needed
+    monkeypatch.setattr(GrpoTrainer, "_step", counted)
+    with ThreadPoolExecutor(4) as pool:
+        trained = list(pool.map(lambda seed: train(model, seed), range(4)))
+    assert most[0] <= together
+    assert room is not None or most[0] == 4
+    for one, other in zip(alone, trained, strict=True):
+        torch.testing.assert_close(one.prompt.prompt_VE, other.prompt.prompt_VE, rtol=0, atol=1e-5)
+
+
+def test_who_waits_for_room_can_be_cancelled(model: LocalModel) -> None:
+    model._berths._spare = lambda: 0
+    with model.berth(10, lambda: False), pytest.raises(JobCancelled, match="waited for memory"):
+        GrpoTrainer(model, get_task("text")).train(QUESTIONS[0], recipe=RECIPE, seed=0, cancelled=lambda: True)
+    assert train(model, 0).curve  # nobody is inside any more
+
+
 def test_an_answer_goes_before_rollouts_and_updates(model: LocalModel) -> None:
     order: list[str] = []
     request = GenerationRequest(prompt_ids=model.encode([{"role": "user", "content": "hi"}]), max_new_tokens=3)

@@ -64,7 +64,7 @@ def test_majority_scores_are_vote_shares() -> None:
     assert verdicts[0].detail == {"votes": 2, "samples": 4, "answers": ["56", "54", "56.0", None]}
     assert {request.prefix for request in model.requests} == {None}, "samples are zero-shot"
     assert len({request.seed for request in model.requests}) == 4, "samples must differ"
-    assert {(request.temperature, request.max_new_tokens) for request in model.requests} == {(1.0, 16)}
+    assert {(request.temperature, request.max_new_tokens) for request in model.requests} == {(0.5, 16)}
     assert len(model.batches) == 1, "all samples run as one batch"
 
 
