@@ -23,13 +23,13 @@ def head_logprobs(
     return chosen_N
 
 
-def wide_logits(hidden_NE: torch.Tensor, weight_VE: torch.Tensor) -> torch.Tensor:
-    """``hidden @ weight.T``, (N, vocabulary), in at least float32: from 16 to 32, bfloat16 has steps of 0.125."""
-    if hidden_NE.dtype not in (torch.float16, torch.bfloat16):
-        return hidden_NE @ weight_VE.t()
-    if hidden_NE.device.type == "cuda":
-        return torch.mm(hidden_NE, weight_VE.t(), out_dtype=torch.float32)
-    return hidden_NE.float() @ weight_VE.float().t()
+def wide_product(left: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``left @ weights`` in at least float32: between 16 and 32, logits in bfloat16 would have steps of 0.125."""
+    if weights.dtype not in (torch.float16, torch.bfloat16):
+        return left @ weights
+    if weights.device.type == "cuda":
+        return torch.mm(left.to(weights.dtype), weights, out_dtype=torch.float32)
+    return left.float() @ weights.float()
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -45,14 +45,14 @@ class _HeadLogprobs(torch.autograd.Function):
         size = max(16, _LOGITS // weight_VE.shape[0])
         for first in range(0, hidden_NE.shape[0], size):
             part = slice(first, first + size)
-            wide_NV = wide_logits(hidden_NE[part], weight_VE).div_(temperature)
+            wide_NV = wide_product(hidden_NE[part], weight_VE.t()).div_(temperature)
             wide_NV -= wide_NV.amax(dim=-1, keepdim=True)
             chosen_N = wide_NV.gather(-1, tokens_N[part, None])[:, 0]
             wide_NV.exp_()  # in place, all of it: this is as large as memory allows
             total_N = wide_NV.sum(dim=-1)
             chunks.append(chosen_N - total_N.log())
             if slope_NE is not None:
-                expected_NE = (wide_NV.to(weight_VE.dtype) @ weight_VE) / total_N[:, None].to(weight_VE.dtype)
+                expected_NE = wide_product(wide_NV, weight_VE) / total_N[:, None]
                 slope_NE[part] = (weight_VE[tokens_N[part]] - expected_NE) / temperature
         if slope_NE is not None:
             ctx.save_for_backward(slope_NE)
