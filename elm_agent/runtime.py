@@ -260,6 +260,7 @@ def condense_bank(
     distil: bool = False,
     namespace: str | None = None,
     model: LanguageModel | None = None,
+    student: LanguageModel | None = None,
     task: Task | None = None,
     seconds: float | None = None,
     dry_run: bool = False,
@@ -269,8 +270,9 @@ def condense_bank(
 ) -> CondenseReport:
     """One pass of merging and distilling by ``settings.maintenance``; see ``memory.condensing``.
 
-    ``namespace=None``: that of the settings. ``model``: needed unless it is a dry run. ``task=None``: as in the
-    settings. ``seconds``: most of them; None: as many as it takes.
+    ``namespace=None``: that of the settings. ``model``: needed unless it is a dry run. ``student``: what distilling
+    trains, where ``model`` is not it but passes on to it. ``task=None``: as in the settings. ``seconds``: most of
+    them; None: as many as it takes.
 
     Raises ``SettingsError`` where new memories wait for a person, and as ``memory.condensing`` does.
     """
@@ -284,7 +286,7 @@ def condense_bank(
     chosen, tools = settings.maintenance, None
     if model is not None and not dry_run:
         task = _task(settings) if task is None else task
-        tools = Tools(probe=_probe(settings, model, task), distil=_distil(model, task) if distil else None)
+        tools = Tools(probe=_probe(settings, model, task), distil=_distil(student or model, task) if distil else None)
     return condense(
         bank,
         settings.namespace if namespace is None else namespace,

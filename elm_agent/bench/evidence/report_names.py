@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from elm_agent.bench.evidence.methods.variants import BUNDLES, HALF, OFFLINE_WORDS, WORDS
+from elm_agent.bench.evidence.methods.variants import (
+    BUNDLES,
+    CONDENSE_EVERY,
+    CONDENSED,
+    HALF,
+    OFFLINE_WORDS,
+    WORDS,
+)
 from elm_agent.records import KeyKind
 from elm_agent.settings import Settings
 
@@ -64,6 +71,8 @@ def _key_of(base: str) -> str | None:
 def _parts(word: str) -> Iterator[str]:
     if word == HALF:
         yield "half of the rollouts"
+    elif word.partition("=")[0] == CONDENSED:
+        yield f"bank condensed after every {word.partition('=')[2] or CONDENSE_EVERY} questions"
     elif found := list(_settings(word)):
         yield from map(_told, found)
     else:
@@ -73,6 +82,8 @@ def _parts(word: str) -> Iterator[str]:
 def _settings(word: str) -> Iterator[Setting]:
     """What a word of a name stands for."""
     path, equals, value = word.partition("=")
+    if path == CONDENSED:
+        return
     if equals:
         section, dot, name = path.partition(".")
         yield (section, name, value) if dot else ("learning", path, value)

@@ -12,7 +12,7 @@ import pytest
 from evidence_scripts import answers, carry_out, plan_of
 
 from elm_agent.bench.evidence.contract import CandidateLine, GenerationLine, Phase, Protocols
-from elm_agent.bench.evidence.methods.variants import memory_settings, recipe_of, settings_of
+from elm_agent.bench.evidence.methods.variants import condensed_every, memory_settings, recipe_of, settings_of
 from elm_agent.bench.evidence.plan import check
 from elm_agent.errors import InputError, SettingsError, VerificationError
 from elm_agent.models.engine import LocalModel
@@ -184,6 +184,21 @@ def test_what_split_is_learned_again_with_more_rollouts(tiny: LocalModel, words:
     assert 2 in {len(line.kept["memories"]) for line in learned(found[method])}, "random votes are split"
 
 
+def test_a_bank_is_condensed_on_the_way(tiny: LocalModel, words: str, tmp_path: Path) -> None:
+    near = "maintenance.merge_similarity=0.001+maintenance.distil_similarity=0.001+maintenance.may_lose=9"
+    small = f"elm:condensed=2+{near}+maintenance.distil_steps=2"
+    found = run(tiny, tmp_path / "run", words, "elm", small)
+    plain, condensed = learned(found["elm"]), learned(found[small])
+    told = [line.kept.get("condensed") for line in condensed]
+    assert [one is None for one in told] == [True, False, True, False]
+    assert sum(one["retired"] for one in told if one) > 0
+    assert told[-1]["active"] < 4
+    assert [line.curve for line in plain] == [line.curve for line in condensed], "they share what was trained"
+    costs = [b.tokens - a.tokens for a, b in zip(plain, condensed, strict=True)]
+    assert [cost > 0 for cost in costs] == [False, True, False, True]
+    assert len(answers(found[small])) == 4
+
+
 def test_half_of_the_compute_is_half_of_the_rollouts(tiny: LocalModel, words: str, tmp_path: Path) -> None:
     found = run(tiny, tmp_path / "run", words, "elm", "elm:half", limit=2)
     drawn = {
@@ -219,6 +234,8 @@ def test_words_stand_for_the_settings_of_an_ablation() -> None:
     calibrated = made("elm:calibrated+abstention.explore=0").abstention
     assert (calibrated.mode, calibrated.min_uses, calibrated.explore) == ("calibrated", 10, 0)
     assert made("elm:harm").utility.quarantine_harm == 0.9
+    assert [condensed_every(f"elm:{words}") for words in ("half", "condensed+half", "condensed=4")] == [None, 20, 4]
+    assert made("elm:condensed=4+half") == made("elm:half")
     assert made("elm:half").learning.rollouts == Settings().learning.rollouts // 2
     assert made("elm:half+rollouts=6").learning.rollouts == 3
     early = made("elm:half+early").learning
@@ -237,5 +254,9 @@ def test_words_that_would_do_nothing_are_refused() -> None:
         with pytest.raises(InputError, match=f"'elm:{word}': {named} needs a bank"):
             check(plan, Settings())
         check(plan_of(f"elm:{word}"), Settings())
+    with pytest.raises(InputError, match="'elm:condensed': condensing needs a bank"):
+        check(plan_of("elm:condensed", protocol=Protocols.OFFLINE), Settings())
+    with pytest.raises(InputError, match="'condensed=0' is no number of questions"):
+        check(plan_of("elm:condensed=0"), Settings())
     with pytest.raises(SettingsError, match="sft_greedy"):
         check(plan_of("elm:admission+sft_greedy+early"), Settings())

@@ -73,6 +73,8 @@ def test_offline_each_form_has_its_bank(tmp_path: Path) -> None:
         ("elm_kv:half+early", "the agent, key kv, half of the rollouts, stop when settled 2, skip equal rewards"),
         ("elm:clear+opinions", "the agent, min vote share 0.75, 2 opinions"),
         ("elm:lora+ucb+probe", "the agent, parameterisation lora, utility ranking ucb, admission probe"),
+        ("elm:half+condensed", "the agent, half of the rollouts, bank condensed after every 20 questions"),
+        ("elm:condensed=5", "the agent, bank condensed after every 5 questions"),
         ("elm:full", "the agent, parameterisation full"),
         ("elm:learning.skip_equal_rewards=false", "the agent, no skip equal rewards"),
         ("self_consistency:21", "the majority of 21 samples"),

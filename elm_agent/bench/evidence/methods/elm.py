@@ -22,15 +22,17 @@ from elm_agent.bench.evidence.methods.elm_parts import (
     step_lines,
     trainer_at,
 )
-from elm_agent.bench.evidence.methods.variants import settings_of
+from elm_agent.bench.evidence.methods.variants import condensed_every, settings_of
 from elm_agent.bench.evidence.methods.watched import Watched
 from elm_agent.bench.stream_parts import LOOK_SECONDS, wait_for
 from elm_agent.errors import NotFound, StorageError, TaskError, TrainingError
 from elm_agent.integrations.langgraph import RunContext, build_graph
 from elm_agent.integrations.langgraph.state import use_of
+from elm_agent.memory.condensing import CondenseReport
 from elm_agent.memory.learn import memory_seed
-from elm_agent.records import JobState, KeyKind, Route, Tier, UseOutcome, UseRecord, utcnow
-from elm_agent.runtime import Runtime, open_runtime, refit_of
+from elm_agent.memory.succession import DISTIL
+from elm_agent.records import JobState, KeyKind, MemoryState, Route, Tier, UseOutcome, UseRecord, utcnow
+from elm_agent.runtime import Runtime, condense_bank, open_runtime, refit_of
 
 
 class Elm:
@@ -57,6 +59,8 @@ class Elm:
         )
         self._graph = build_graph(self._runtime)
         self._refit = refit_of(self._settings)
+        self._condenses_every = condensed_every(name)
+        self._lessons = 0
         self._learners: dict[str, str] = {}  # memory id -> id of its item
 
     def prepare(self, items: Sequence[Item]) -> None:
@@ -125,9 +129,52 @@ class Elm:
         if job.state is not JobState.DONE or job.memory_id is None:
             raise TrainingError(f"nothing was learned: {job.reason or job.state.value}")
         runtime.runner.wait_idle()  # a split vote may have queued the question again
-        return self._learned(item, job.memory_id)
+        learned = self._learned(item, job.memory_id)
+        self._lessons += 1
+        if self._condenses_every is not None and self._lessons % self._condenses_every == 0:
+            return self._condensed(learned)
+        return learned
+
+    def _condensed(self, learned: Learned) -> Learned:
+        """The bank is made smaller; what that takes counts for the question that was learned last."""
+        bank = self._runtime.bank
+        self._model.start()
+        report = condense_bank(
+            bank,
+            self._settings,
+            merge=True,
+            distil=True,
+            model=self._model,
+            student=self._place.model,
+            task=self._place.task,
+            cancelled=lambda: bool(self._place.stop),
+        )
+        self._place.stop.check()  # it has not done all of it then, and the next process begins with this question
+        counts = self._counts()
+        return replace(
+            learned,
+            tokens=learned.tokens + counts["tokens"] + self._taught(report),
+            prompt_tokens=learned.prompt_tokens + counts["prompt_tokens"],
+            seconds=(learned.seconds or 0.0) + report.seconds,
+            kept={
+                **learned.kept,
+                "condensed": {
+                    "retired": report.retired,
+                    "made": report.made,
+                    "active": len(bank.memories(NAMESPACE, state=MemoryState.ACTIVE)),
+                },
+            },
+        )
+
+    def _taught(self, report: CondenseReport) -> int:
+        """Tokens that teachers wrote for the memories that were made."""
+        made = [one.successor for one in report.tried if one.how == DISTIL and one.successor is not None]
+        return sum(
+            rollout.tokens for name in made for rollout in self._runtime.bank.episode(NAMESPACE, name).rollouts
+        )
 
     def restore(self, item: Item, learned: Learned) -> None:
+        self._lessons += 1
         for memory_id in learned.kept.get("memories", ()):
             try:
                 self._runtime.bank.memory(NAMESPACE, memory_id)

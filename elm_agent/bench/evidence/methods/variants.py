@@ -1,8 +1,8 @@
 """What stands in a method's name after the colon, as settings: ``elm_kv:lora+steps=2+retrieval.top_k=3``.
 
 A word is a parameterisation, an objective, a verifier, or one of ``BUNDLES``, the settings of an ablation; ``half``
-halves the rollouts. ``name=value`` is a setting of ``learning``, or of the section before a dot. Knows nothing of
-what the settings do.
+halves the rollouts, ``condensed=20`` condenses the bank after as many questions. ``name=value`` is a setting of
+``learning``, or of the section before a dot. Knows nothing of what the settings do.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ uses than the default for a fit, as streams are short."""
 HALF = "half"
 LEAST_ROLLOUTS = 2  # of a vote
 
+CONDENSED = "condensed"
+CONDENSE_EVERY = 20
+"""Questions between two passes, where the word does not say how many."""
+
 ANSWERING = ("retrieval", "utility", "abstention", "budget", "verification")
 """Sections that change nothing of a memory, only when and how it serves."""
 
@@ -68,13 +72,14 @@ def settings_of(name: str, settings: Settings, *, seed: int) -> Settings:
         InputError: a word that is not known.
         SettingsError: a setting that is not known, or a value that it cannot have.
     """
+    condensed_every(name)  # raises for a number that is none
     base, _, words = name.partition(":")
     seeded = {"learning": {"seed": seed}, "utility": {"seed": seed}}
     changed: dict[str, dict[str, Any]] = {**seeded, "retrieval": {}, "verification": {}}
     for kind in KeyKind:
         if base.endswith(f"_{kind.value}"):
             changed["retrieval"]["key"] = kind.value
-    given = [word for word in words.split("+") if word]
+    given = [word for word in words.split("+") if word and not _condenses(word)]
     for word in given:
         for section, values in BUNDLES.get(word, {}).items():
             changed.setdefault(section, {}).update(values)
@@ -90,6 +95,24 @@ def settings_of(name: str, settings: Settings, *, seed: int) -> Settings:
         return settings.changed(**changed)
     except SettingsError as error:
         raise SettingsError(f"method {name!r}: {error}") from None
+
+
+def condensed_every(name: str) -> int | None:
+    """After how many questions each the bank is condensed, with merging and distilling; None: never.
+
+    Raises ``InputError`` for a number that is none.
+    """
+    asked = [word for word in name.partition(":")[2].split("+") if _condenses(word)]
+    if not asked:
+        return None
+    count = asked[-1].partition("=")[2] or str(CONDENSE_EVERY)
+    if not count.isdecimal() or int(count) < 1:
+        raise InputError(f"method {name!r}: {asked[-1]!r} is no number of questions: expected at least 1")
+    return int(count)
+
+
+def _condenses(word: str) -> bool:
+    return word.partition("=")[0] == CONDENSED
 
 
 def recipe_of(name: str, settings: Settings, *, seed: int) -> Recipe:
@@ -113,6 +136,11 @@ def memory_settings(name: str, settings: Settings, *, seed: int) -> Settings:
     base, _, words = name.partition(":")
     plain = "+".join(word for word in words.split("+") if word and word not in OFFLINE_WORDS)
     made, without = (settings_of(f"{base}:{some}", settings, seed=seed) for some in (plain, ""))
+    if condensed_every(name) is not None:
+        raise InputError(
+            f"method {name!r}: condensing needs a bank, and offline each memory answers alone: use it with "
+            "`elm-agent bench online`"
+        )
     idle = [one for one in ANSWERING if getattr(made, one) != getattr(without, one)]
     if idle or made.admission.probe != without.admission.probe:
         raise InputError(
@@ -149,7 +177,7 @@ def _setting(name: str, word: str) -> tuple[str, str, Any]:
         if word not in WORDS:
             raise InputError(
                 f"method {name!r}: unknown word {word!r}: expected NAME=VALUE or one of "
-                f"{', '.join([*WORDS, *BUNDLES, HALF])}"
+                f"{', '.join([*WORDS, *BUNDLES, HALF, CONDENSED])}"
             )
         return *WORDS[word], word
     section, dot, field = path.partition(".")
