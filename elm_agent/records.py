@@ -62,6 +62,10 @@ def question_digest(question: str) -> str:
 # --- enums of outcome -----------------------------------------------------------------------------------
 
 
+DISTILLED = "distilled"
+"""The objective in the recipe of a memory that several others taught: its rollouts answer each of their questions."""
+
+
 class Route(StrEnum):
     """Which answer was returned, and why."""
 

@@ -267,6 +267,10 @@ class VerificationSettings(_Section):
         le=32,
         description="further memories that answer where the two differ: all vote, a tie is the verifier's; 0: paper",
     )
+    example: bool = Field(
+        False,
+        description="where the two differ, the memory is heard in words too: its question and voted answer as a turn",
+    )
     prm_path: Path | None = Field(None, description="folder of a process reward model (Qwen2.5-Math-PRM format)")
     prm_aggregate: Literal["product", "min", "last"] = Field(
         "product", description="how the scores of the steps become one"

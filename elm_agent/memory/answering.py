@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from elm_agent.errors import InputError, VerificationError
-from elm_agent.protocols import GenerationRequest, LanguageModel, RowStream, StreamingModel, Task, Verifier
+from elm_agent.protocols import GenerationRequest, LanguageModel, Message, RowStream, StreamingModel, Task, Verifier
 from elm_agent.records import Candidate, Generation, Route, is_storable
 
 if TYPE_CHECKING:
@@ -71,13 +72,15 @@ def ask(
     max_new_tokens: int,
     prefix: Kept | None = None,
     pieces: bool = False,
+    messages: Sequence[Message] | None = None,
 ) -> Future[Generation] | RowStream:
     """Queue the greedy row of a question, with a memory when ``prefix`` is given.
 
-    Rows that are asked together run in one batch. ``pieces``: a stream of the row's text instead of a future, from a
+    Rows that are asked together run in one batch. ``messages``: the chat that asks it; by default the task's.
+    ``pieces``: a stream of the row's text instead of a future, from a
     model that has one. Raises ``InputError`` when the row does not fit the model.
     """
-    prompt_ids = model.encode(task.messages(question))
+    prompt_ids = model.encode(task.messages(question) if messages is None else messages)
     request = GenerationRequest(prompt_ids=prompt_ids, prefix=prefix, max_new_tokens=max_new_tokens)
     if pieces and isinstance(model, StreamingModel):
         return model.stream(request)

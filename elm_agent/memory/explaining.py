@@ -51,6 +51,7 @@ def explanation(
     abstention: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
     heard: Sequence[Mapping[str, Any]] = (),
+    example: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``ask --explain`` shows.
 
@@ -59,6 +60,7 @@ def explanation(
         memory, zero_shot: both candidates as dicts; their ``score`` is None where no verifier was asked.
         abstention: of ``plain_abstention``. budget: the tier, why it was chosen, and its vote.
         heard: memories that answered beside the one that was used: each with its ``candidate`` and ``route``.
+        example: what was said after the memory's own example, as a candidate.
     """
     scores = None if memory is None else memory["score"]
     plain = None if zero_shot is None else zero_shot["score"]
@@ -97,6 +99,7 @@ def explanation(
             }
             for one in heard
         ],
+        "example": None if example is None else {"answer": example["answer"], "score": example["score"]},
     }
 
 

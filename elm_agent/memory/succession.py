@@ -27,7 +27,7 @@ from elm_agent.memory.answering import describe
 from elm_agent.memory.merging import Group, references_of
 from elm_agent.memory.probe import Probe, Reference
 from elm_agent.protocols import Observer, Trained
-from elm_agent.records import EventKind, KeyKind, MemoryRecord, MemoryState, Recipe, digest_of
+from elm_agent.records import DISTILLED, EventKind, KeyKind, MemoryRecord, MemoryState, Recipe, digest_of
 from elm_agent.storage.adopt import Adopted
 from elm_agent.storage.posterior import Weights
 
@@ -206,11 +206,9 @@ class Succession:
         )
 
     def _recipe(self, first: MemoryRecord) -> Recipe:
-        from elm_agent.training.distilling import OBJECTIVE
-
         return Recipe(
             parameterisation="soft_prompt",
-            objective=OBJECTIVE,
+            objective=DISTILLED,
             virtual_tokens=first.virtual_tokens,
             rollouts=1,
             steps=self._rules.steps,

@@ -22,15 +22,12 @@ from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.reading import Reader
 from elm_agent.protocols import GenerationRequest, Observer, Task, Trained
-from elm_agent.records import Generation, Recipe, Rollout, StepRecord
+from elm_agent.records import DISTILLED, Generation, Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.training import numerics
 from elm_agent.training.checks import keeping, refuse_diverged, refuse_too_long
 from elm_agent.training.grpo import descend
 from elm_agent.training.parameterisations import LearningPrompt
-
-OBJECTIVE = "distilled"
-"""What the recipe of such a memory says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,10 +203,10 @@ def logits_of(network: Network, prefix: Prefix, one: Taught) -> torch.Tensor:
 def _check(lessons: Sequence[Lesson], initial: SoftPrompt, recipe: Recipe) -> None:
     if not lessons:
         raise InputError("nothing to distil: expected at least one question with its memory")
-    if (recipe.objective, recipe.parameterisation) != (OBJECTIVE, "soft_prompt"):
+    if (recipe.objective, recipe.parameterisation) != (DISTILLED, "soft_prompt"):
         raise InputError(
             f"recipe: objective {recipe.objective!r} of a {recipe.parameterisation!r}; distilling makes a "
-            f"'soft_prompt' with the objective {OBJECTIVE!r}"
+            f"'soft_prompt' with the objective {DISTILLED!r}"
         )
     if recipe.virtual_tokens != initial.virtual_tokens:
         raise InputError(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-from elm_agent.errors import NotFound, TensorCorrupt, TensorMissing
+from elm_agent.errors import InputError, NotFound, TensorCorrupt, TensorMissing
 from elm_agent.integrations.langgraph.state import CandidateState, Heard, Opinion, Options, State
 from elm_agent.memory.answering import Decision, ask, candidate, decide, decide_alone, describe, joined
+from elm_agent.memory.example import example_of, with_turns
 from elm_agent.memory.explaining import explanation
 from elm_agent.memory.opinions import hear, stood, undecided
 from elm_agent.memory.recall import Recall
 from elm_agent.memory.tiers import Chosen, Sample, choose, vote
-from elm_agent.records import Candidate, Route, Tier, new_id
+from elm_agent.protocols import RowStream
+from elm_agent.records import Candidate, Generation, Route, Tier, new_id
 from elm_agent.runtime import Runtime
 from elm_agent.verification import draw_texts
 
@@ -50,7 +53,7 @@ def routed(runtime: Runtime, state: State, late_zero_shot: Callable[[], Candidat
     # two rows were generated after all where one should have been enough
     update: Update = {"tier": Tier.NORMAL.value} if state.get("tier") == Tier.CHEAP else {}
     tallies: dict[str, Any] = {}
-    if state.get("opinions") and undecided(decision):
+    if (state.get("opinions") or state.get("asks_example")) and undecided(decision):
         decision, tallies, served = _heard(runtime, state, decision)
         update |= served
     if state.get("tier") == Tier.THOROUGH:
@@ -92,6 +95,7 @@ def explained(runtime: Runtime, state: State, update: Update) -> Update:
             **(update.get("budget") or state.get("budget") or {}),
         },
         heard=update.get("heard") or state.get("heard") or [],
+        example=update.get("example") or state.get("example"),
     )
 
 
@@ -115,7 +119,8 @@ def _decided(runtime: Runtime, state: State, zero_shot: Candidate) -> Decision:
 
 
 def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision, dict[str, Any], Update]:
-    """What further memories make of it, their rows drawn in one batch. Also the tally, who serves and who spoke.
+    """What further memories, and the nearest one in words, make of it, their rows drawn in one batch. Also the tally,
+    who serves and who spoke.
 
     A failure costs their say, not the answer.
     """
@@ -131,23 +136,52 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
             )
             for home in homes
         ]
+        in_words = _asked_in_words(runtime, state) if state.get("asks_example") else None
         opinions = [
             candidate(row.result(), task=runtime.task, memory_id=home["memory_id"])
             for row, home in zip(rows, homes, strict=True)
         ]
+        if in_words is not None:  # the last voice, and no further memory's
+            opinions.append(candidate(in_words.result(), task=runtime.task, memory_id=state["memory_id"]))
+        if not opinions:
+            return decision, {}, {}
         heard = hear(state["question"], decision, opinions, runtime.task, runtime.verifier)
     except Exception as error:
         logger.warning("no further memory was heard", exc_info=error)
         return _without(decision, "no further memory was heard", error), {}, {}
     tally = {"votes": heard.votes, "voters": heard.voters, "memories": [home["memory_id"] for home in homes]}
-    spoke = [_spoke(home, said) for home, said in zip(homes, heard.opinions, strict=True)]
-    if heard.speaker is None:
-        return heard.decision, {"opinions": tally}, {"heard": spoke}
+    spoke = [_spoke(home, said) for home, said in zip(homes, heard.opinions, strict=False)]
+    told: Update = {"heard": spoke} if homes else {}
+    if in_words is not None:
+        told["example"] = asdict(heard.opinions[-1])
+    if heard.speaker is None or heard.speaker == len(homes):  # of the nearest memory, by its prompt or in words
+        return heard.decision, {"opinions": tally}, told
     home, nearest = homes[heard.speaker], decision.memory
     assert nearest is not None
     spoke[heard.speaker] = _spoke(_nearest(state), nearest)  # the two change places
     served = {"memory_namespace": home["namespace"], "memory_id": home["memory_id"], "similarity": home["similarity"]}
-    return heard.decision, {"opinions": tally}, {"heard": spoke, **served}
+    return heard.decision, {"opinions": tally}, told | served
+
+
+def _asked_in_words(runtime: Runtime, state: State) -> Future[Generation] | RowStream | None:
+    """The row of the question after the memory's own example; None where it has none, or none that fits."""
+    home = _nearest(state)
+    namespace, memory_id = home["namespace"], home["memory_id"]
+    try:
+        memory, episode = runtime.bank.memory(namespace, memory_id), runtime.bank.episode(namespace, memory_id)
+        example = example_of(memory, episode, runtime.task)
+        if example is None:
+            return None
+        return ask(
+            state["question"],
+            model=runtime.model,
+            task=runtime.task,
+            max_new_tokens=runtime.settings.max_new_tokens,
+            messages=with_turns(runtime.task, state["question"], [example]),
+        )
+    except (NotFound, InputError) as error:
+        logger.warning("memory %s has no example: %s", memory_id, error)
+        return None
 
 
 def _nearest(state: State) -> Opinion:

@@ -61,6 +61,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
         "zero_shot_candidate": None,
         "considered": [],
         "opinions": [],
+        "asks_example": False,
         "tier": Tier.NORMAL.value,
         "abstention": None,
         "budget": {},
@@ -68,6 +69,8 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
     }
     if state.get("heard"):
         update["heard"] = []
+    if state.get("example"):
+        update["example"] = None
     try:
         runtime.bind(options["namespace"])
         abstaining = None if options["manual_threshold"] else runtime.abstaining(options["namespace"])
@@ -101,6 +104,7 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
                 {"namespace": hit.namespace, "memory_id": hit.memory_id, "similarity": hit.similarity}
                 for hit in found.others
             ],
+            "asks_example": found.prompt is not None and defaults is None and runtime.settings.verification.example,
             "abstention": plain_abstention(abstaining),
             "tier": chosen.tier.value,
             "budget": {"reason": chosen.reason, "gains": {tier.value: gain for tier, gain in chosen.gains}},

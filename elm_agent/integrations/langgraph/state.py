@@ -110,6 +110,7 @@ class Answer(TypedDict):
     use_id: str | None  # for ``runtime.feedback``, or ``bank.settle_use`` once the right answer is known
     job_id: str | None
     heard: NotRequired[list[Heard]]  # where two answers differed and further memories were asked
+    example: NotRequired[CandidateState | None]  # likewise, what was said after the memory's own example
     explanation: NotRequired[dict[str, Any] | None]  # see ``memory.explaining``; only of runs that ask for it
 
 
@@ -148,6 +149,7 @@ class State(Question, Answer):
     considered: NotRequired[list[dict[str, Any]]]  # scores of ``memory.explaining``, for ``explain``
     abstention: NotRequired[dict[str, Any] | None]  # likewise
     opinions: NotRequired[list[Opinion]]  # the next nearest memories, for two different answers
+    asks_example: NotRequired[bool]  # likewise, whether the memory may also speak in words
     tier: NotRequired[str]  # a ``records.Tier``: what the answer costs
     budget: NotRequired[dict[str, Any]]  # why the tier, in plain values
     decision: NotRequired[Decided | None]  # a person's, of this question

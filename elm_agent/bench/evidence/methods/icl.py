@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from elm_agent.bench.evidence.contract import Item, Learned, Outcome
 from elm_agent.bench.evidence.methods.baseline import Retriever
-from elm_agent.bench.evidence.methods.prompts import with_turns
+from elm_agent.memory.example import with_turns
 
 
 class Icl(Retriever[str]):

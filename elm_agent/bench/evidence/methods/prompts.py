@@ -6,7 +6,6 @@ Small models follow short instructions better than long ones, so these are short
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from elm_agent.protocols import Message, Task
 
@@ -67,18 +66,6 @@ def with_text(task: Task, question: str, before: str) -> list[Message]:
     """The task's own chat with ``before`` put in front of its last message, which asks the question."""
     *earlier, last = task.messages(question)
     return [*earlier, {**last, "content": before + last["content"]}]
-
-
-def with_turns(task: Task, question: str, examples: Sequence[tuple[str, str]]) -> list[Message]:
-    """The task's own chat after turns that ask each example and give its text as the reply.
-
-    What the task says before it asks (a system message) is said once.
-    """
-    *opening, last = task.messages(question)
-    turns: list[Message] = []
-    for example, reply in examples:
-        turns += [task.messages(example)[-1], {"role": "assistant", "content": reply}]
-    return [*opening, *turns, last]
 
 
 def verdict(reply: str) -> bool | None:
