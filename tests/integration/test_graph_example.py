@@ -75,23 +75,15 @@ def test_an_example_that_beats_both_answers_speaks_for_the_memory(opened: Open) 
     runtime = opened(verification={"example": True, "opinions": 1})
     build_graph(runtime).invoke({"question": "What is 7 times 7?"})
     graph = taught(runtime, memory="2", plain="1", example="3")
-    model: Any = runtime.model
-    first = runtime.bank.memories("default")
-    reply = model.reply
-
-    def other_memory_agrees(prompt: str, memory_id: str | None) -> str:
-        nearest = graph_nearest[0] if graph_nearest else None
-        return "3" if memory_id and memory_id != nearest else str(reply(prompt, memory_id))
-
-    graph_nearest: list[str] = []
     told = graph.invoke(SECOND, context={**EXPLAIN, "note": False})["explanation"]["retrieval"]["candidates"]
-    graph_nearest.append(told[0]["memory_id"])
-    model.reply = other_memory_agrees
+    nearest, other = (one["memory_id"] for one in told)
+    model: Any = runtime.model
+    said = model.reply
+    model.reply = lambda prompt, memory_id: "3" if memory_id == other else str(said(prompt, memory_id))
     out = graph.invoke(SECOND, context=EXPLAIN)
-    assert len(first) == 2
     assert (out["answer"], out["route"]) == ("3", "memory")
     assert "2 of 4 answers say '3'" in out["reason"]
-    assert out["example"]["memory_id"] == graph_nearest[0]
+    assert out["example"]["memory_id"] == nearest
 
 
 def test_where_both_agree_or_nobody_wants_it_nothing_is_asked(opened: Open) -> None:

@@ -20,6 +20,7 @@ from elm_agent.bench.evidence.contract import FORMAT, GenerationLine, Item, Phas
 from elm_agent.bench.results import ResultsFile
 from elm_agent.errors import InputError, StorageError
 from elm_agent.records import digest_of
+from elm_agent.settings import Settings
 
 RUN, ITEMS, LINES, WORK = "run.json", "items.jsonl", "generations.jsonl", "work"
 UNCOMPARED = frozenset({"environment", "methods", "seeds"})
@@ -178,13 +179,22 @@ def _seedless(line: GenerationLine) -> tuple[Any, ...]:
 
 def _refuse_other(path: Path, noted: dict[str, Any], head: dict[str, Any]) -> None:
     compared = {name: value for name, value in head.items() if name not in UNCOMPARED}
-    found = list(differences({name: noted.get(name) for name in compared}, compared))
+    there = {name: noted.get(name) for name in compared}
+    usual = Settings().model_dump(mode="json", include=set(compared["settings"]))
+    found = list(differences(there | {"settings": _filled(there["settings"], usual)}, compared))
     if found:
         more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
         raise InputError(
             f"{path} is another run: {'; '.join(found[:5])}{more}; use the same settings, or name another folder "
             "with --out"
         )
+
+
+def _filled(settings: Any, usual: Any) -> Any:
+    """A setting that the library did not have when the run began was as it is by default."""
+    if not (isinstance(settings, dict) and isinstance(usual, dict)):
+        return settings
+    return usual | {name: _filled(value, usual.get(name)) for name, value in settings.items()}
 
 
 def _gone_on(noted: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,17 @@ def test_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
     assert read_run(tmp_path).run["methods"] == ["scripted"]
 
 
+def test_a_setting_that_there_was_not_when_the_run_began_was_as_by_default(tmp_path: Path) -> None:
+    carry_out(plan_of("scripted"), tmp_path)
+    run = tmp_path / "run.json"
+    noted = json.loads(run.read_text())
+    del noted["settings"]["verification"]["opinions"], noted["settings"]["review"]
+    run.write_text(json.dumps(noted))
+    carry_out(plan_of("scripted", "other"), tmp_path)
+    with pytest.raises(InputError, match=r"settings\.verification\.opinions is 0 there and 2 here"):
+        carry_out(plan_of("scripted"), tmp_path, settings=SETTINGS.changed(verification={"opinions": 2}))
+
+
 def test_more_methods_and_seeds_may_be_added(tmp_path: Path) -> None:
     first = carry_out(plan_of("scripted"), tmp_path)
     more = carry_out(plan_of("other", "scripted", seeds=(1,)), tmp_path)
