@@ -37,8 +37,9 @@ def show_explanation(out: Output, told: Mapping[str, Any]) -> None:
     out.say(f"\nanswers, verifier {judged['name']} ({asked})")
     rows = [(whose, short(told["answers"][whose], 40), _score(judged[whose])) for whose in ("memory", "zero_shot")]
     rows += [(one["memory_id"], short(one["answer"], 40), _score(one["score"])) for one in told.get("heard", [])]
-    if (example := told.get("example")) is not None:
-        rows.append(("its example", short(example["answer"], 40), _score(example["score"])))
+    for key, whose in (("example", "after its example"), ("by_prompt", "by its prompt")):
+        if (said := told.get(key)) is not None:
+            rows.append((whose, short(said["answer"], 40), _score(said["score"])))
     out.table(("candidate", "answer", "score"), rows)
     out.say(f"\nroute {told['route']}: {told['why']}")
 

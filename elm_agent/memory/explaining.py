@@ -52,6 +52,7 @@ def explanation(
     budget: Mapping[str, Any] | None = None,
     heard: Sequence[Mapping[str, Any]] = (),
     example: Mapping[str, Any] | None = None,
+    by_prompt: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What ``ask --explain`` shows.
 
@@ -61,6 +62,7 @@ def explanation(
         abstention: of ``plain_abstention``. budget: the tier, why it was chosen, and its vote.
         heard: memories that answered beside the one that was used: each with its ``candidate`` and ``route``.
         example: what was said after the memory's own example, as a candidate.
+        by_prompt: what the memory said without it, where that is not ``memory`` any more.
     """
     scores = None if memory is None else memory["score"]
     plain = None if zero_shot is None else zero_shot["score"]
@@ -99,8 +101,13 @@ def explanation(
             }
             for one in heard
         ],
-        "example": None if example is None else {"answer": example["answer"], "score": example["score"]},
+        "example": _said(example),
+        "by_prompt": _said(by_prompt),
     }
+
+
+def _said(one: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if one is None else {"answer": one["answer"], "score": one["score"]}
 
 
 def plain_abstention(by: Abstaining | None) -> dict[str, Any] | None:

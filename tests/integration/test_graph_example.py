@@ -12,7 +12,6 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from elm_agent import Runtime
 from elm_agent.integrations.langgraph import build_graph
-from elm_agent.testing.doubles import FixedVerifier
 
 EXPLAIN: Any = {"learn": False, "explain": True}
 
@@ -42,12 +41,9 @@ def asked(runtime: Runtime) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-@pytest.mark.parametrize(
-    ("example", "answer", "route"), [("1", "1", "zero_shot"), ("2", "2", "memory"), ("3", "3", "memory")]
-)
+@pytest.mark.parametrize(("example", "answer", "route"), [("1", "1", "zero_shot"), ("2", "2", "memory")])
 def test_the_example_has_a_vote(opened: Open, example: str, answer: str, route: str, mode: str) -> None:
-    verifier = FixedVerifier(memory=1.0, zero_shot=0.0)  # with three different answers it likes the memory's
-    runtime = opened(verifier=verifier)
+    runtime = opened()
     graph = taught(runtime, memory="2", plain="1", example=example)
     out = (
         graph.invoke(SECOND, context=EXPLAIN)
@@ -56,9 +52,8 @@ def test_the_example_has_a_vote(opened: Open, example: str, answer: str, route: 
     )
     assert out["example"]["answer"] == example
     assert out["explanation"]["example"]["answer"] == example
-    if example != "3":
-        assert (out["answer"], out["route"]) == (answer, route)
-        assert f"2 of 3 answers say '{answer}'" in out["reason"]
+    assert (out["answer"], out["route"]) == (answer, route)
+    assert f"2 of 3 answers say '{answer}'" in out["reason"]
     told = out["explanation"]
     assert json.loads(json.dumps(told)) == told
     assert told["budget"]["opinions"]["voters"] == 3
@@ -71,7 +66,19 @@ def test_the_example_has_a_vote(opened: Open, example: str, answer: str, route: 
     assert shown.index(FIRST["question"]) < shown.index(SECOND["question"])
 
 
-def test_an_example_that_beats_both_answers_speaks_for_the_memory(opened: Open) -> None:
+def test_words_that_win_speak_for_the_memory_and_its_prompt_is_not_forgotten(opened: Open) -> None:
+    runtime = opened(verifier=lambda _question, item: float(item.answer == "3"))
+    graph = taught(runtime, memory="2", plain="1", example="3")
+    out = graph.invoke(SECOND, context=EXPLAIN)
+    assert (out["answer"], out["route"]) == ("3", "memory")
+    assert out["candidates"]["memory"] == out["example"]
+    assert out["by_prompt"]["answer"] == out["explanation"]["by_prompt"]["answer"] == "2"
+    assert out["example"]["memory_id"] == out["by_prompt"]["memory_id"] == out["memory_id"]
+    use = runtime.bank.use("default", out["use_id"])
+    assert (use.memory_answer, use.zero_shot_answer, use.answer) == ("3", "1", "3")
+
+
+def test_an_opinion_that_says_what_the_words_say_serves(opened: Open) -> None:
     runtime = opened(verification={"example": True, "opinions": 1})
     build_graph(runtime).invoke({"question": "What is 7 times 7?"})
     graph = taught(runtime, memory="2", plain="1", example="3")
@@ -81,9 +88,10 @@ def test_an_example_that_beats_both_answers_speaks_for_the_memory(opened: Open) 
     said = model.reply
     model.reply = lambda prompt, memory_id: "3" if memory_id == other else str(said(prompt, memory_id))
     out = graph.invoke(SECOND, context=EXPLAIN)
-    assert (out["answer"], out["route"]) == ("3", "memory")
+    assert (out["answer"], out["route"], out["memory_id"]) == ("3", "memory", other)
     assert "2 of 4 answers say '3'" in out["reason"]
     assert out["example"]["memory_id"] == nearest
+    assert "by_prompt" not in out
 
 
 def test_where_both_agree_or_nobody_wants_it_nothing_is_asked(opened: Open) -> None:

@@ -96,6 +96,7 @@ def explained(runtime: Runtime, state: State, update: Update) -> Update:
         },
         heard=update.get("heard") or state.get("heard") or [],
         example=update.get("example") or state.get("example"),
+        by_prompt=update.get("by_prompt") or state.get("by_prompt"),
     )
 
 
@@ -154,10 +155,13 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
     told: Update = {"heard": spoke} if homes else {}
     if in_words is not None:
         told["example"] = asdict(heard.opinions[-1])
-    if heard.speaker is None or heard.speaker == len(homes):  # of the nearest memory, by its prompt or in words
-        return heard.decision, {"opinions": tally}, told
-    home, nearest = homes[heard.speaker], decision.memory
+    nearest = decision.memory
     assert nearest is not None
+    if heard.speaker == len(homes):  # the nearest one serves, by its words
+        told["by_prompt"] = asdict(nearest)
+    if heard.speaker is None or heard.speaker == len(homes):
+        return heard.decision, {"opinions": tally}, told
+    home = homes[heard.speaker]
     spoke[heard.speaker] = _spoke(_nearest(state), nearest)  # the two change places
     served = {"memory_namespace": home["namespace"], "memory_id": home["memory_id"], "similarity": home["similarity"]}
     return heard.decision, {"opinions": tally}, told | served

@@ -69,8 +69,9 @@ def retrieve_memory(runtime: Runtime, state: State, defaults: RunContext | None 
     }
     if state.get("heard"):
         update["heard"] = []
-    if state.get("example"):
-        update["example"] = None
+    for words in ("example", "by_prompt"):
+        if state.get(words):
+            update[words] = None
     try:
         runtime.bind(options["namespace"])
         abstaining = None if options["manual_threshold"] else runtime.abstaining(options["namespace"])

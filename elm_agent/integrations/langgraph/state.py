@@ -111,6 +111,7 @@ class Answer(TypedDict):
     job_id: str | None
     heard: NotRequired[list[Heard]]  # where two answers differed and further memories were asked
     example: NotRequired[CandidateState | None]  # likewise, what was said after the memory's own example
+    by_prompt: NotRequired[CandidateState | None]  # what the memory said without words, where these took its place
     explanation: NotRequired[dict[str, Any] | None]  # see ``memory.explaining``; only of runs that ask for it
 
 

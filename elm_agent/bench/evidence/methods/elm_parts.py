@@ -82,7 +82,7 @@ def candidate_lines(result: Mapping[str, Any]) -> tuple[CandidateLine, ...]:
     """Both candidates of an answer of the graph, then what further memories said, and the memory in words."""
     made = [(role, result["candidates"][role]) for role in ("zero_shot", "memory")]
     made += [("opinion", one["candidate"]) for one in result.get("heard") or ()]
-    made.append(("example", result.get("example")))
+    made += [(voice, result.get(voice)) for voice in ("example", "by_prompt")]
     return tuple(CandidateLine.of(role, Candidate(**one)) for role, one in made if one is not None)
 
 
