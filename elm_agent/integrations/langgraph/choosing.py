@@ -157,10 +157,10 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
         told["example"] = asdict(heard.opinions[-1])
     nearest = decision.memory
     assert nearest is not None
-    if heard.speaker == len(homes):  # the nearest one serves, by its words
-        told["by_prompt"] = asdict(nearest)
-    if heard.speaker is None or heard.speaker == len(homes):
+    if heard.speaker is None:
         return heard.decision, {"opinions": tally}, told
+    if heard.speaker == len(homes):  # the nearest one serves, by its words
+        return heard.decision, {"opinions": tally}, told | {"by_prompt": asdict(nearest)}
     home = homes[heard.speaker]
     spoke[heard.speaker] = _spoke(_nearest(state), nearest)  # the two change places
     served = {"memory_namespace": home["namespace"], "memory_id": home["memory_id"], "similarity": home["similarity"]}
