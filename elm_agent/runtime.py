@@ -679,6 +679,7 @@ def _load_model(settings: Settings, opened: ExitStack, progress: Progress | None
         kv_heads=settings.learning.kv_heads,
         pack=settings.pack,
         graphs=settings.graphs,
+        overlap=settings.overlap,
         engine=settings.engine,
         gpu_memory_utilization=settings.vllm.gpu_memory_utilization,
         vllm_options=settings.vllm.options,

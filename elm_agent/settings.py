@@ -407,6 +407,10 @@ class Settings(BaseSettings):
     graphs: bool = Field(
         False, description="on a GPU: record a decode step as a CUDA graph and replay it; no GPU has measured it yet"
     )
+    overlap: bool = Field(
+        False,
+        description="draw tokens while memories are updated; slower on a CPU, and no GPU has measured it yet",
+    )
     cache_dir: Path | None = Field(None, description="downloaded models; None: the user cache folder")
     offline: bool = Field(False, description="never use the network, not even for `model`")
     engine: Literal["native", "vllm"] = Field(

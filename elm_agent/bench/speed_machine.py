@@ -40,6 +40,7 @@ class ModelChoice:
     offline: bool = False
     pack: bool = True  # this and what follows: of this library alone
     graphs: bool = False
+    overlap: bool = False
 
     def native(self, *, ignore_end: bool, max_batch_rows: int = 64) -> LocalModel:
         """As this library opens it."""
@@ -55,6 +56,7 @@ class ModelChoice:
             offline=self.offline,
             pack=self.pack,
             graphs=self.graphs,
+            overlap=self.overlap,
             ignore_end=ignore_end,
             max_batch_rows=max_batch_rows,
         )
@@ -101,6 +103,7 @@ class Probe:
             "openmp": {name: os.environ[name] for name in OPENMP if name in os.environ},
             "pack": self._model.pack,
             "graphs": self._model.graphs,
+            "overlap": self._model.overlap,
             "prompt_tokens": self._prompt,
             "context_length": self._context,
         }

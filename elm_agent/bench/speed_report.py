@@ -166,6 +166,7 @@ def _surroundings(told: dict[str, Any]) -> Iterator[str]:
     yield f"Python {told['python']}, {versions}."
     openmp = ", ".join(f"{name}={value}" for name, value in told.get("openmp", {}).items())
     own = f"packed weights {_switch(told, 'pack')}, CUDA graphs {_switch(told, 'graphs')}"
+    own += ", drawing beside updates" if told.get("overlap") else ""
     yield f"Commit {told.get('commit') or '-'}; native arms: {own}; all: {openmp or 'OpenMP as it is by default'}."
     yield f"Load average before {_load(told, 'load_before')}, after {_load(told, 'load_after')}.\n"
     yield f"    {told['command']}\n"

@@ -200,6 +200,7 @@ def _model(settings: Settings) -> ModelChoice:
         offline=settings.offline,
         pack=settings.pack,
         graphs=settings.graphs,
+        overlap=settings.overlap,
     )
 
 

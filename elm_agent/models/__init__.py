@@ -43,6 +43,7 @@ def load(
     ignore_end: bool = False,
     pack: bool = True,
     graphs: bool = False,
+    overlap: bool = False,
     engine: Literal["native", "vllm"] = "native",
     gpu_memory_utilization: float = 0.4,
     vllm_options: Mapping[str, Any] | None = None,
@@ -56,6 +57,7 @@ def load(
         ignore_end: rows run to their limits whatever they draw, for measurements.
         pack: decode with a second copy of the weights that is packed for it, float32 on a CPU: twice as quick.
         graphs: decode by CUDA graphs on a GPU.
+        overlap: draw tokens while memories are updated; for a GPU.
         engine: who draws tokens: this network, or vLLM with the same weights; see ``VllmTokens`` for
             ``gpu_memory_utilization`` and ``vllm_options``.
         progress: told (bytes done, bytes in all) while something is downloaded.
@@ -99,6 +101,7 @@ def load(
         ignore_end=ignore_end,
         pack=pack,
         graphs=graphs,
+        overlap=overlap,
         drawer=drawer,
     )
     reasons = (model.network.why_slow, model.network.why_reread, why_eager(loaded.model))

@@ -12,19 +12,26 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
 
 _Result = TypeVar("_Result")
+_Around = Callable[[], AbstractContextManager[None]]
 _Work = tuple[Future[Any], Callable[[], Any], bool]
 
 
 class ComputeThread:
-    """Starts with its first work; ends when it is closed, or when nobody refers to this any more."""
+    """Starts with its first work; ends when it is closed, or when nobody refers to this any more.
 
-    def __init__(self) -> None:
+    Args:
+        around: what each work is done in.
+    """
+
+    def __init__(self, around: _Around = nullcontext) -> None:
+        self._around = around
         self._work: SimpleQueue[_Work | None] = SimpleQueue()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -39,7 +46,9 @@ class ComputeThread:
         future: Future[_Result] = Future()
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=_serve, args=(self._work,), name="elm-compute", daemon=True)
+                thread = threading.Thread(
+                    target=_serve, args=(self._work, self._around), name="elm-compute", daemon=True
+                )
                 thread.start()
                 self._thread = thread
                 weakref.finalize(self, self._work.put, None).atexit = False
@@ -60,15 +69,15 @@ class ComputeThread:
             thread.join()
 
 
-def _serve(waiting: SimpleQueue[_Work | None]) -> None:
+def _serve(waiting: SimpleQueue[_Work | None], around: _Around) -> None:
     while (item := waiting.get()) is not None:
-        _do(*item)
+        _do(*item, around)
         del item  # between two works nothing of the last one is held
 
 
-def _do(future: Future[Any], work: Callable[[], Any], gradient: bool) -> None:
+def _do(future: Future[Any], work: Callable[[], Any], gradient: bool, around: _Around) -> None:
     try:
-        with torch.set_grad_enabled(gradient):
+        with around(), torch.set_grad_enabled(gradient):
             result = work()
     except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits for the result
         future.set_exception(error)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from elm_agent.errors import InputError, JobCancelled, ModelError, ModelMismatch
 from elm_agent.models import keys
 from elm_agent.models.berths import Berths
+from elm_agent.models.compute import ComputeThread
 from elm_agent.models.decoding import Decoder, Row
 from elm_agent.models.drawing import Drawer, Drawing
 from elm_agent.models.lease import ModelLease
@@ -52,6 +53,7 @@ class LocalModel:
         ignore_end: no token ends a row, each runs to its limit: for measurements that must draw the same number.
         pack: decode with weights that are packed once, where that is quicker: see ``packed``.
         graphs: decode by CUDA graphs on a GPU: see ``recorded``.
+        overlap: draw tokens while memories are updated, on a GPU with a stream each; on a CPU both are slower.
         drawer: has another engine draw the tokens; None: the model does. All else comes from the model.
     """
 
@@ -67,6 +69,7 @@ class LocalModel:
         ignore_end: bool = False,
         pack: bool = True,
         graphs: bool = False,
+        overlap: bool = False,
         drawer: Drawer | None = None,
     ) -> None:
         self.network = Network(model, pack=pack, graphs=graphs)
@@ -74,7 +77,7 @@ class LocalModel:
         self._template = ChatTemplate(tokenizer, fingerprint.name)
         self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint
-        self._lease = ModelLease()
+        self._lease = _lease(self.network.device, overlap=overlap)
         self._berths = Berths(partial(spare_bytes, self.network.device))
         self.kv_heads = kv_heads
         self.draws_itself = drawer is None
@@ -193,13 +196,14 @@ class LocalModel:
         return self._berths.berth(positions * per_position, cancelled)
 
     def training(self) -> AbstractContextManager[None]:
-        """Hold the model for work on the caller's own thread; ``compute`` is quicker."""
-        return self._lease.training()
+        """Hold the model alone for work on the caller's own thread; ``compute`` is quicker."""
+        return self._lease.alone()
 
     def compute(self, work: Callable[[], _Result]) -> _Result:
-        """``work()`` while nothing else uses the model, after answers that wait; see ``ComputeThread.run``."""
-        with self._lease.training():
-            return self._lease.run(work)
+        """``work()`` while nothing else uses the model, or nothing but rows in flight with ``overlap``; after answers
+        that wait. See ``ComputeThread.run``."""
+        with self._lease.learning() as run:
+            return run(work)
 
     def close(self) -> None:
         """Finish what is queued and stop the threads that answer and compute. Idempotent."""
@@ -212,8 +216,8 @@ class LocalModel:
         embeds_TE = self.text_embeddings(question)
         if kind is KeyKind.INPUT:
             return keys.input_key(embeds_TE)
-        with self._lease.answering():
-            return self._lease.run(partial(keys.kv_query, self.network, embeds_TE, kv_heads=self.kv_heads))
+        with self._lease.answering() as run:
+            return run(partial(keys.kv_query, self.network, embeds_TE, kv_heads=self.kv_heads))
 
     def keys(self, prompt: SoftPrompt) -> MemoryKeys:
         return self.keys_of(prompt.prompt_VE.to(self.network.device))
@@ -270,6 +274,15 @@ class LocalModel:
             finished=row.finished,
             seconds=seconds,
         )
+
+
+def _lease(device: torch.device, *, overlap: bool) -> ModelLease:
+    if overlap and device.type == "cuda":
+        from elm_agent.models.streams import Lane
+
+        drawer, computer = (ComputeThread(Lane(device, urgent=urgent)) for urgent in (True, False))
+        return ModelLease(overlap=True, drawer=drawer, computer=computer)
+    return ModelLease(overlap=overlap)
 
 
 def _context_length(model: PreTrainedModel) -> int:

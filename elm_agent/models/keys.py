@@ -5,14 +5,15 @@ All results are unit vectors in float32 on CPU, so that a cosine is an inner pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
 from elm_agent.errors import ModelError
+from elm_agent.models.hooks import hooked
 from elm_agent.models.network import Network
 from elm_agent.models.step import unrotated
 from elm_agent.records import Vector
@@ -99,11 +100,5 @@ def _captured(modules: list[nn.Module]) -> Iterator[list[torch.Tensor]]:
     def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         outputs.append(output)
 
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(_remover(module, keep))
+    with hooked((module, keep) for module in modules):
         yield outputs
-
-
-def _remover(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
-    return module.register_forward_hook(hook).remove

@@ -5,84 +5,122 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from elm_agent.models.compute import ComputeThread
 
 _Result = TypeVar("_Result")
+_DRAWING, _COMPUTING = frozenset({"drawing"}), frozenset({"computing"})
+_BOTH = _DRAWING | _COMPUTING
+
+
+class Run(Protocol):
+    """Does work on the thread where a holder's work is done; see ``ComputeThread.run``."""
+
+    def __call__(self, work: Callable[[], _Result]) -> _Result: ...
 
 
 class ModelLease:
-    """One holder at a time. A waiting answer always goes before a waiting training step.
+    """Two seats, one for rows in flight and one for all other work. Whoever sits in one has a thread to work on.
 
-    Rollouts come last, so that memories that learn at the same time wait for each other's updates and then draw
-    together. An answer joins rollouts in flight, so it waits at most for one update.
+    A waiting answer always goes before a waiting training step. Without ``overlap`` everybody takes both seats, so
+    there is one holder at a time, and all work is done on one thread. Rollouts come last then, so that memories that
+    learn at the same time wait for each other's updates and then draw together. An answer joins rollouts in flight,
+    so it waits at most for one update.
+
+    With ``overlap`` rows are drawn while memories are updated.
+
+    Args:
+        drawer: the thread for rows in flight, with ``overlap``.
+        computer: the thread for all other work, and without ``overlap`` for all.
     """
 
-    def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._held = False
+    def __init__(
+        self,
+        *,
+        overlap: bool = False,
+        drawer: ComputeThread | None = None,
+        computer: ComputeThread | None = None,
+    ) -> None:
+        self._changed = threading.Condition()
+        self._taken: frozenset[str] = frozenset()
         self._answers_waiting = 0
         self._updates_waiting = 0
-        self._thread = ComputeThread()
-
-    def run(self, work: Callable[[], _Result]) -> _Result:
-        """What the holder has to compute, on the thread where all of it is computed."""
-        return self._thread.run(work)
+        self._computer = computer or ComputeThread()
+        self._drawer = (drawer or ComputeThread()) if overlap else self._computer
+        self._rows, self._work = (_DRAWING, _COMPUTING) if overlap else (_BOTH, _BOTH)
 
     def close(self) -> None:
-        """End the thread. Idempotent; whoever computes afterwards starts another."""
-        self._thread.close()
+        """End the threads. Idempotent; whoever computes afterwards starts others."""
+        self._drawer.close()
+        self._computer.close()
 
     def expect_answers(self, count: int) -> None:
         """So many more answers wait for whoever is ``serving``; negative: so many of them are taken on."""
-        with self._free:
+        with self._changed:
             self._answers_waiting += count
-            self._free.notify_all()
+            self._changed.notify_all()
 
     @contextmanager
-    def serving(self) -> Iterator[None]:
+    def serving(self) -> Iterator[Run]:
         """Hold the model for rows in flight, answers and rollouts alike."""
-        with self._free:
-            self._free.wait_for(lambda: not self._held and (self._answers_waiting > 0 or not self._updates_waiting))
-            self._held = True
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._free(self._rows) and (self._answers_waiting > 0 or not self._updates_waiting)
+            )
+            self._taken |= self._rows
         try:
-            yield
+            yield self._drawer.run
         finally:
-            self._release()
+            self._release(self._rows)
 
     @contextmanager
-    def answering(self) -> Iterator[None]:
+    def answering(self) -> Iterator[Run]:
         """Hold the model for something that somebody waits for."""
         self.expect_answers(1)
         try:
-            with self._free:
-                self._free.wait_for(lambda: not self._held)
-                self._held = True
+            with self._changed:
+                self._changed.wait_for(lambda: self._free(self._work))
+                self._taken |= self._work
         finally:
             self.expect_answers(-1)  # training may be waiting for this answer, which an interrupt can end
         try:
-            yield
+            yield self._computer.run
         finally:
-            self._release()
+            self._release(self._work)
 
     @contextmanager
-    def training(self) -> Iterator[None]:
+    def learning(self) -> Iterator[Run]:
         """Hold the model for one update; waits as long as any answer waits."""
-        with self._free:
-            self._updates_waiting += 1
+        with self._updating(self._work):
+            yield self._computer.run
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the model for an update that nothing may be drawn beside; waits as long as any answer waits."""
+        with self._updating(_BOTH):
+            yield
+
+    @contextmanager
+    def _updating(self, seats: frozenset[str]) -> Iterator[None]:
+        in_the_way = bool(seats & self._rows)
+        with self._changed:
+            self._updates_waiting += in_the_way
             try:
-                self._free.wait_for(lambda: not self._held and not self._answers_waiting)
-                self._held = True
+                self._changed.wait_for(lambda: self._free(seats) and not self._answers_waiting)
+                self._taken |= seats
             finally:
-                self._updates_waiting -= 1
-                self._free.notify_all()
+                self._updates_waiting -= in_the_way
+                self._changed.notify_all()
         try:
             yield
         finally:
-            self._release()
+            self._release(seats)
 
-    def _release(self) -> None:
-        with self._free:
-            self._held = False
-            self._free.notify_all()
+    def _free(self, seats: frozenset[str]) -> bool:
+        return not self._taken & seats
+
+    def _release(self, seats: frozenset[str]) -> None:
+        with self._changed:
+            self._taken -= seats
+            self._changed.notify_all()

@@ -7,9 +7,8 @@ live as long as one pass, so whoever calls the projections, transformers or ``st
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from elm_agent.adapters import PROJECTIONS
 from elm_agent.errors import InputError
+from elm_agent.models.hooks import Hook, hooked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,10 +66,8 @@ def sizes(module: nn.Module) -> tuple[int, int]:
 def beside(modules: Mapping[str, Sequence[nn.Module]], adapters_B: Sequence[Adapter | None]) -> Iterator[None]:
     """Passes in here add the adapter of each row of the batch to what ``modules``, the ``projections``, give."""
     groups = _groups(adapters_B, next(next(iter(modules.values()))[0].parameters()).device)
-    with ExitStack() as stack:
-        for name, of_layers in modules.items():
-            for layer, module in enumerate(of_layers):
-                stack.callback(module.register_forward_hook(_hook(name, layer, groups)).remove)
+    placed = ((module, name, layer) for name, some in modules.items() for layer, module in enumerate(some))
+    with hooked((module, _hook(name, layer, groups)) for module, name, layer in placed):
         yield
 
 
@@ -88,8 +86,8 @@ def _groups(adapters_B: Sequence[Adapter | None], device: torch.device) -> list[
     ]
 
 
-def _hook(name: str, layer: int, groups: Sequence[_Group]) -> Any:
-    def add(_module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+def _hook(name: str, layer: int, groups: Sequence[_Group]) -> Hook:
+    def add(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         for adapter, rows_N in groups:
             if rows_N is None:
                 output = output + adapter.beside(name, layer, inputs[0])

@@ -169,8 +169,8 @@ class OutsideDrawing:
         row.finished = row.tokens[-1] in self._end_ids
 
     def _score(self, embeds_TE: torch.Tensor, row: Row) -> None:
-        with self._lease.answering():
-            row.logprobs, row.certainties = self._lease.run(partial(scores, self._network, embeds_TE, row.tokens))
+        with self._lease.answering() as run:
+            row.logprobs, row.certainties = run(partial(scores, self._network, embeds_TE, row.tokens))
 
 
 @torch.no_grad()

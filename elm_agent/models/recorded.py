@@ -32,7 +32,8 @@ def cuda_graph(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], tor
             run()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may use the GPU meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result
 

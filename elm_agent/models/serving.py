@@ -184,8 +184,8 @@ class Serving:
     def _run(self, aboard: list[_Flight], *, company: bool) -> None:
         """Draw these rows to their ends, and with ``company`` those that come meanwhile."""
         try:
-            with self._lease.serving():
-                self._lease.run(partial(self._fly, aboard, company=company))
+            with self._lease.serving() as run:
+                run(partial(self._fly, aboard, company=company))
         except BaseException as error:  # noqa: BLE001 - it belongs to the callers, who get it from their futures
             traceback.clear_frames(error.__traceback__)  # they hold the rows' tensors: memory for what comes next
             if not aboard:

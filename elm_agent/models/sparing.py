@@ -6,6 +6,7 @@ the rows; knows nothing of losses.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -24,7 +25,7 @@ def recomputed(
     """One pass in here; ``cache`` then holds what it held before. ``beside``: in which layers are computed again."""
     with ExitStack() as stack:
         for layer, kept in zip(layers, cache.layers, strict=True):
-            layer.forward = partial(_computed, layer.forward, kept, beside)
+            layer.forward = partial(_computed, layer.forward, kept, beside, threading.get_ident())
             stack.callback(delattr, layer, "forward")
         yield
 
@@ -33,9 +34,13 @@ def _computed(
     plain: Callable[..., torch.Tensor],
     kept: Any,
     beside: Callable[[], AbstractContextManager[None]],
+    thread: int,
     *inputs: Any,
     **options: Any,
 ) -> torch.Tensor:
+    if threading.get_ident() != thread:  # others use the layers meanwhile
+        return plain(*inputs, **options)
+
     def run(*inputs: Any, **options: Any) -> torch.Tensor:
         before = kept.keys, kept.values
         try:

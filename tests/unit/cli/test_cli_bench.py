@@ -70,8 +70,8 @@ def test_ways_of_drawing_are_told_one_by_one(elm: Elm, tmp_path: Path) -> None:
 
 
 def test_settings_of_the_network_reach_the_measurement() -> None:
-    choice = _model(Settings(pack=False, graphs=True))
-    assert (choice.pack, choice.graphs) == (False, True)
+    choice = _model(Settings(pack=False, graphs=True, overlap=True))
+    assert (choice.pack, choice.graphs, choice.overlap) == (False, True, True)
 
 
 def test_what_was_measured_is_kept_and_told_when_it_is_stopped(elm: Elm, monkeypatch: pytest.MonkeyPatch) -> None:

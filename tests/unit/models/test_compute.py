@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -91,3 +93,24 @@ def test_an_interrupt_waits_until_the_work_is_done(monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyboardInterrupt):
         compute.run(work)
     assert done.is_set()
+
+
+def test_each_work_is_done_in_what_it_was_given_and_its_result_comes_after() -> None:
+    order: list[str] = []
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        order.append("in")
+        try:
+            yield
+        finally:
+            time.sleep(0.05)
+            order.append("out")
+
+    compute = ComputeThread(around)
+    compute.run(lambda: order.append("work"))
+    assert order == ["in", "work", "out"]
+    with pytest.raises(ZeroDivisionError):
+        compute.run(lambda: 1 // 0)
+    assert order[3:] == ["in", "out"]
+    compute.close()

@@ -18,15 +18,15 @@ def test_a_waiting_answer_goes_before_a_waiting_training_step() -> None:
         with getattr(lease, kind)():
             order.append(kind)
 
-    with lease.training():
-        train = threading.Thread(target=use, args=("training",))
+    with lease.alone():
+        train = threading.Thread(target=use, args=("learning",))
         answer = threading.Thread(target=use, args=("answering",))
         train.start(), answer.start()
         ready.wait()
         while not lease._answers_waiting:
             pass
     train.join(10), answer.join(10)
-    assert order == ["answering", "training"]
+    assert order == ["answering", "learning"]
 
 
 def test_one_holder_at_a_time_and_a_raising_holder_gives_it_back() -> None:
@@ -40,7 +40,9 @@ def test_one_holder_at_a_time_and_a_raising_holder_gives_it_back() -> None:
                 most = max(most, inside)
                 inside -= 1
 
-    threads = [threading.Thread(target=use, args=(kind,)) for kind in ("training", "answering") * 3]
+    threads = [
+        threading.Thread(target=use, args=(kind,)) for kind in ("learning", "alone", "answering", "serving") * 3
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -49,20 +51,20 @@ def test_one_holder_at_a_time_and_a_raising_holder_gives_it_back() -> None:
 
     with pytest.raises(RuntimeError), lease.answering():
         raise RuntimeError
-    with lease.training():
+    with lease.alone():
         pass
 
 
 def test_training_goes_on_when_the_answer_it_waits_for_is_interrupted() -> None:
     lease, waiting, give_up, trained = ModelLease(), threading.Event(), threading.Event(), threading.Event()
-    wait_for = lease._free.wait_for
+    wait_for = lease._changed.wait_for
 
     def interrupted(free: Callable[[], bool]) -> bool:
         if threading.current_thread() is not answer:
             return wait_for(free)
         waiting.set()
         while not give_up.is_set():
-            lease._free.wait(0.01)
+            lease._changed.wait(0.01)
         raise KeyboardInterrupt
 
     def ask() -> None:
@@ -70,10 +72,10 @@ def test_training_goes_on_when_the_answer_it_waits_for_is_interrupted() -> None:
             pass
 
     def train() -> None:
-        with lease.training():
+        with lease.alone():
             trained.set()
 
-    lease._free.wait_for = interrupted  # type: ignore[method-assign,assignment]
+    lease._changed.wait_for = interrupted  # type: ignore[method-assign,assignment]
     answer, training = threading.Thread(target=ask), threading.Thread(target=train, daemon=True)
     answer.start()
     waiting.wait(10)
@@ -82,3 +84,64 @@ def test_training_goes_on_when_the_answer_it_waits_for_is_interrupted() -> None:
     give_up.set()
     assert trained.wait(10)
     answer.join(10)
+
+
+def test_with_overlap_rows_are_drawn_while_a_memory_is_updated() -> None:
+    lease = ModelLease(overlap=True)
+    with lease.learning() as update, lease.serving() as draw:
+        assert update(threading.current_thread) is not draw(threading.current_thread)
+    with lease.serving() as draw, lease.answering() as update:
+        assert update(threading.current_thread) is not draw(threading.current_thread)
+    lease.close()
+
+
+def test_without_overlap_all_work_is_done_on_one_thread() -> None:
+    lease, threads = ModelLease(), set()
+    for holding in (lease.serving, lease.answering, lease.learning):
+        with holding() as run:
+            threads.add(run(threading.current_thread))
+    assert len(threads) == 1
+    lease.close()
+
+
+@pytest.mark.parametrize("other", ["serving", "learning", "answering"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_nobody_is_beside_one_who_is_alone(other: str, overlap: bool) -> None:
+    lease = ModelLease(overlap=overlap)
+
+    def hold(kind: str, entered: threading.Event) -> None:
+        with getattr(lease, kind)():
+            entered.set()
+
+    for first, second in (("alone", other), (other, "alone")):
+        entered = threading.Event()
+        with getattr(lease, first)():
+            threading.Thread(target=hold, args=(second, entered), daemon=True).start()
+            assert not entered.wait(0.05)
+        assert entered.wait(10)
+
+
+def test_with_overlap_whoever_wants_to_be_alone_goes_before_rollouts_and_after_answers() -> None:
+    lease, order = ModelLease(overlap=True), []
+
+    def hold(kind: str) -> None:
+        with getattr(lease, kind)():
+            order.append(kind)
+
+    with lease.learning():
+        alone = threading.Thread(target=hold, args=("alone",))
+        alone.start()
+        while not lease._updates_waiting:
+            pass
+        rollouts = threading.Thread(target=hold, args=("serving",))
+        rollouts.start()
+        rollouts.join(0.05)
+        assert order == []
+        lease.expect_answers(1)  # now there is somebody to serve
+        rollouts.join(10)
+        assert order == ["serving"]
+    alone.join(0.05)
+    assert order == ["serving"]
+    lease.expect_answers(-1)
+    alone.join(10)
+    assert order == ["serving", "alone"]

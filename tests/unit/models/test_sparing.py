@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 
+from elm_agent.models import sparing
 from elm_agent.models.lowrank import Adapter, sizes
 from elm_agent.models.network import Network
 
@@ -71,3 +75,25 @@ def test_without_a_gradient_nothing_is_computed_twice(tiny_network: Callable[[st
         prefix, _ = network.read([network.embed(range(40, 52))])
         with network._recomputed(prefix):
             assert "forward" not in vars(network.model.model.layers[0])
+
+
+def test_another_thread_keeps_what_it_would_keep_without(
+    tiny_network: Callable[[str], Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, threads = tiny_network("llama"), []
+    plain = sparing.checkpoint
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(sparing, "checkpoint", noted)
+    prefix, _ = network.read([network.embed([1, 2, 3])])
+    before = [keys.shape for keys, _ in prefix.states()]
+    with ThreadPoolExecutor(1) as other, sparing.recomputed(network.model.model.layers, prefix.cache, nullcontext):
+        read, _ = other.submit(network.read, [network.embed([4, 5])]).result(timeout=60)
+        assert not threads
+        network.read([network.embed([4, 5])])
+    assert set(threads) == {threading.current_thread()}
+    assert {keys.shape[2] for keys, _ in read.states()} == {2}
+    assert [keys.shape for keys, _ in prefix.states()] == before

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from elm_agent.errors import JobCancelled
 from elm_agent.models import load
 from elm_agent.models.decoding import Row
 from elm_agent.models.engine import LocalModel
+from elm_agent.models.lease import ModelLease
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.packed import PackedStep, why_unpacked
 from elm_agent.protocols import GenerationRequest, Trained
@@ -38,8 +40,8 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalModel
     model.close()
 
 
-def train(model: LocalModel, seed: int) -> Trained:
-    return GrpoTrainer(model, get_task("text")).train(QUESTIONS[seed], recipe=RECIPE, seed=seed)
+def train(model: LocalModel, seed: int, recipe: Recipe = RECIPE) -> Trained:
+    return GrpoTrainer(model, get_task("text")).train(QUESTIONS[seed], recipe=recipe, seed=seed)
 
 
 def test_four_memories_become_the_same_alone_and_together(model: LocalModel) -> None:
@@ -51,6 +53,31 @@ def test_four_memories_become_the_same_alone_and_together(model: LocalModel) -> 
         torch.testing.assert_close(one.prompt.prompt_VE, other.prompt.prompt_VE, rtol=0, atol=1e-5)
         assert [record.vote_share for record in one.curve] == [record.vote_share for record in other.curve]
         assert [record.loss for record in other.curve] == pytest.approx([r.loss for r in one.curve], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["soft_prompt", "prefix", "lora"])
+def test_memories_become_the_same_while_others_and_answers_are_drawn_beside_their_updates(
+    model: LocalModel, kind: str
+) -> None:
+    recipe = replace(RECIPE, parameterisation=kind, lora_rank=2)
+    requests = [
+        GenerationRequest(prompt_ids=model.encode([{"role": "user", "content": question}]), max_new_tokens=12)
+        for question in QUESTIONS
+    ]
+    alone, answers = [train(model, seed, recipe) for seed in range(4)], model.generate(requests)
+    model._lease.close()
+    model._lease = model._serving._lease = ModelLease(overlap=True)  # type: ignore[attr-defined]
+    with model._lease.learning():  # an answer does not wait for an update
+        assert model.generate(requests[:1])[0].token_ids == answers[0].token_ids
+    with ThreadPoolExecutor(4) as pool:
+        learning = [pool.submit(train, model, seed, recipe) for seed in range(4)]
+        while not all(future.done() for future in learning):
+            assert [g.token_ids for g in model.generate(requests)] == [g.token_ids for g in answers]
+    for one, future in zip(alone, learning, strict=True):
+        other = future.result()
+        assert [rollout.text for rollout in one.rollouts] == [rollout.text for rollout in other.rollouts]
+        for name, tensor in one.prompt.tensors.items():
+            torch.testing.assert_close(other.prompt.tensors[name], tensor, rtol=0, atol=1e-5)
 
 
 @pytest.fixture
