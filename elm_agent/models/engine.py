@@ -28,6 +28,7 @@ from elm_agent.models.memory import spare_bytes
 from elm_agent.models.network import Network
 from elm_agent.models.reading import misfit
 from elm_agent.models.serving import Serving, Start, Tokens
+from elm_agent.models.step import moving_rotations
 from elm_agent.models.streaming import TextStream
 from elm_agent.models.templates import ChatTemplate, refuse_half_characters
 from elm_agent.models.twins import twin_of
@@ -54,6 +55,7 @@ class LocalModel:
         pack: decode with weights that are packed once, where that is quicker: see ``packed``.
         graphs: decode by CUDA graphs on a GPU: see ``recorded``.
         overlap: draw tokens while memories are updated, on a GPU with a stream each; on a CPU both are slower.
+            Not where a pass changes the network's rotations, as with rope of type `dynamic`.
         drawer: has another engine draw the tokens; None: the model does. All else comes from the model.
     """
 
@@ -77,7 +79,8 @@ class LocalModel:
         self._template = ChatTemplate(tokenizer, fingerprint.name)
         self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)
         self._fingerprint = fingerprint
-        self._lease = _lease(self.network.device, overlap=overlap)
+        # Two passes at a time would meet each other's rotations there.
+        self._lease = _lease(self.network.device, overlap=overlap and not moving_rotations(model))
         self._berths = Berths(partial(spare_bytes, self.network.device))
         self.kv_heads = kv_heads
         self.draws_itself = drawer is None

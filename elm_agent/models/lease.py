@@ -61,6 +61,11 @@ class ModelLease:
             self._answers_waiting += count
             self._changed.notify_all()
 
+    @property
+    def wanted_alone(self) -> bool:
+        """Whether somebody waits for rows in flight to end, while others learn beside them."""
+        return self._rows != self._work and self._updates_waiting > 0
+
     @contextmanager
     def serving(self) -> Iterator[Run]:
         """Hold the model for rows in flight, answers and rollouts alike."""
@@ -107,7 +112,11 @@ class ModelLease:
         with self._changed:
             self._updates_waiting += in_the_way
             try:
-                self._changed.wait_for(lambda: self._free(seats) and not self._answers_waiting)
+                self._changed.wait_for(
+                    lambda: (
+                        self._free(seats) and not self._answers_waiting and (in_the_way or not self._updates_waiting)
+                    )
+                )
                 self._taken |= seats
             finally:
                 self._updates_waiting -= in_the_way

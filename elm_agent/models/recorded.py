@@ -32,8 +32,10 @@ def cuda_graph(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], tor
             run()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the GPU meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    # Other threads may use the GPU meanwhile, and one of them may have the stream that torch would take.
+    now = torch.cuda.current_stream()
+    own = None if now == torch.cuda.default_stream() else now
+    with torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
         result = run()
     return graph.replay, result
 

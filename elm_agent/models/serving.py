@@ -242,7 +242,8 @@ class Serving:
         """Those to take on now: every answer for which there is a row, and the rollouts that fit into memory."""
         answering = sum(isinstance(flight.source, GenerationRequest) for flight in aboard)
         with self._arrived:
-            room = self._rollout_room(len(aboard) - answering, alone=not aboard)  # may raise: before any is taken
+            # It may raise: before any is taken.
+            room = 0 if self._lease.wanted_alone else self._rollout_room(len(aboard) - answering, alone=not aboard)
             answers = _taken(self._answers, self._max_rows - answering)
             rollouts = _taken(self._rollouts, room)
         if answers:

@@ -35,11 +35,16 @@ def why_unknown(model: PreTrainedModel) -> str | None:
         return "it caps its logits"
     if model.lm_head.bias is not None:
         return "its head has a bias"
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
-    if kinds - _FIXED_ROPE:
-        return f"its rotary embedding is of type {', '.join(sorted(kinds - _FIXED_ROPE))}"
+    if moving := moving_rotations(model):
+        return f"its rotary embedding is of type {', '.join(moving)}"
     return None
+
+
+def moving_rotations(model: PreTrainedModel) -> list[str]:
+    """Types of rotary embeddings that transformers changes within a pass, by the length of its rows."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    return sorted(kinds - _FIXED_ROPE)
 
 
 def window_of(model: PreTrainedModel, layer: Any) -> int | None:

@@ -94,17 +94,19 @@ class LearningPrefix(Learning):
         del seed
         self.initial_VE = numerics.initial_prompt(self.question_TE, recipe.virtual_tokens)
         with torch.no_grad():
-            initial = self.model.compute(partial(self.network.read, [self.initial_VE.to(self.network.dtype)]))
-        states = _states(initial[0])
+            self.keys_LHVD, self.values_LHVD = self.model.compute(partial(self._initial, recipe.virtual_tokens))
+        return [self.keys_LHVD.requires_grad_(True), self.values_LHVD.requires_grad_(True)]
+
+    def _initial(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the embeddings are to every layer, as attention meets it. To be held."""
+        states = _states(self.network.read([self.initial_VE.to(self.network.dtype)])[0])
         if len({(keys.shape, values.shape) for keys, values in states}) != 1:
             raise InputError(
-                f"parameterisation 'prefix' needs layers that keep alike keys and values of {recipe.virtual_tokens} "
+                f"parameterisation 'prefix' needs layers that keep alike keys and values of {positions} "
                 f"positions; those of {self.network.model.config.model_type!r} differ: use 'soft_prompt'"
             )
         wide = torch.promote_types(self.network.dtype, torch.float32)
-        self.keys_LHVD = torch.cat([keys for keys, _ in states]).to(wide).requires_grad_(True)
-        self.values_LHVD = torch.cat([values for _, values in states]).to(wide).requires_grad_(True)
-        return [self.keys_LHVD, self.values_LHVD]
+        return torch.cat([keys for keys, _ in states]).to(wide), torch.cat([values for _, values in states]).to(wide)
 
     def read(self, prompt_ids: Sequence[int]) -> Prefix:
         dtype = self.network.dtype
@@ -158,7 +160,9 @@ class LearningWeights(Learning):
     def _begin(self, recipe: Recipe, seed: int) -> list[torch.Tensor]:
         del recipe, seed
         wide = torch.promote_types(self.network.dtype, torch.float32)
-        self.network = Network(self.model.compute(partial(copy.deepcopy, self.network.model)).to(wide))
+        with self.model.training():  # alone: hooks of rows in flight are not to be copied
+            copied = copy.deepcopy(self.network.model)
+        self.network = Network(copied.to(wide))
         return list(self.network.model.requires_grad_(True).parameters())
 
     def read(self, prompt_ids: Sequence[int]) -> Prefix:

@@ -48,7 +48,33 @@ def test_they_come_and_go_while_others_are_in_a_pass() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         found = [pool.submit(partial(come_and_go, float(add))) for add in range(1, 5)]
-        plain = {layer(torch.zeros(1)).item() for _ in range(3000)}
-        stop.set()
+        try:
+            plain = {layer(torch.zeros(1)).item() for _ in range(3000)}
+        finally:
+            stop.set()
     assert plain == {0.0}
     assert [future.result() for future in found] == [{1.0}, {2.0}, {3.0}, {4.0}]
+
+
+def test_a_pass_that_fails_says_why_while_hooks_come_and_go() -> None:
+    class Failing(nn.Module):
+        def forward(self, _rows: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError
+
+    layer, stop = Failing(), threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            with hooked([(layer, lambda *_: None)]):
+                pass
+
+    with ThreadPoolExecutor(3) as pool:
+        others = [pool.submit(come_and_go) for _ in range(3)]
+        try:
+            with hooked([(layer, lambda *_: None)]):
+                for _ in range(3000):
+                    with pytest.raises(torch.OutOfMemoryError):
+                        layer(torch.zeros(1))
+        finally:
+            stop.set()
+    assert all(other.exception() is None for other in others)

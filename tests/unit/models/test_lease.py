@@ -129,11 +129,11 @@ def test_with_overlap_whoever_wants_to_be_alone_goes_before_rollouts_and_after_a
             order.append(kind)
 
     with lease.learning():
-        alone = threading.Thread(target=hold, args=("alone",))
+        alone = threading.Thread(target=hold, args=("alone",), daemon=True)
         alone.start()
         while not lease._updates_waiting:
             pass
-        rollouts = threading.Thread(target=hold, args=("serving",))
+        rollouts = threading.Thread(target=hold, args=("serving",), daemon=True)
         rollouts.start()
         rollouts.join(0.05)
         assert order == []
@@ -145,3 +145,22 @@ def test_with_overlap_whoever_wants_to_be_alone_goes_before_rollouts_and_after_a
     lease.expect_answers(-1)
     alone.join(10)
     assert order == ["serving", "alone"]
+
+
+def test_with_overlap_nobody_else_learns_or_joins_while_one_waits_to_be_alone() -> None:
+    lease, alone, learning = ModelLease(overlap=True), threading.Event(), threading.Event()
+
+    def hold(kind: str, entered: threading.Event) -> None:
+        with getattr(lease, kind)():
+            entered.set()
+
+    with lease.serving():
+        threading.Thread(target=hold, args=("alone", alone), daemon=True).start()
+        while not lease.wanted_alone:
+            pass
+        threading.Thread(target=hold, args=("learning", learning), daemon=True).start()
+        assert not learning.wait(0.05)
+        assert not alone.is_set()
+    assert alone.wait(10)
+    assert learning.wait(10)
+    assert not lease.wanted_alone
