@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from xml.etree import ElementTree
 
 from matplotlib import rc_context
@@ -50,17 +51,22 @@ STYLE = {
 }
 WIDTH = 5.0
 """Inches of every plot: as wide as a phone, so that its words stay readable there."""
+_LETTERS, _LINE = 90, 8  # that a legend has room for, and what the line before a name takes of it
+_BESIDE = 30  # letters of a name beside its bar
 
 
-def svg(draw: Callable[[Figure], None], *, name: str, text: str, height: float = 3.0, labels: int = 0) -> str:
-    """The SVG that ``draw`` makes of a figure. ``name``: unique in the page; ``text``: what a blind reader gets.
+def svg(draw: Callable[[Figure], None], *, name: str, text: str, height: float = 3.0) -> str:
+    """The SVG that ``draw`` makes of a figure, which grows for its legend.
 
-    ``labels``: how many a legend has, for which the figure grows.
+    ``name``: unique in the page; ``text``: what a blind reader gets.
     """
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height + 0.19 * -(-labels // 3)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0)
         draw(figure)
+        names = [text.get_text() for legend in figure.legends for text in legend.texts]
+        if names:
+            figure.set_figheight(height + 0.19 * -(-len(names) // _columns(names)))
         for axes in figure.axes:
             axes.patch.set_alpha(0)
         buffer = io.BytesIO()
@@ -124,7 +130,7 @@ def flips(methods: Sequence[MethodFigures]) -> Callable[[Figure], None]:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         shown = [method for method in methods if method.versus is not None][::-1]
-        names = [method.label for method in shown]
+        names = [folded(method.label) for method in shown]
         fixed = [method.versus.fixed for method in shown if method.versus]
         broken = [-method.versus.broken for method in shown if method.versus]
         axes.barh(names, fixed, color=GOOD, label="fixed")
@@ -238,9 +244,20 @@ def _round(colours: Mapping[str, str], name: str) -> int:
     return max(0, list(colours).index(name) - 1) // len(COLOURS)
 
 
+def folded(name: str) -> str:
+    """A method's name in lines that leave room beside them; it may be cut after a plus."""
+    lines = wrap(name.replace("+", "+ "), _BESIDE, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(line.replace("+ ", "+") for line in lines)
+
+
 def _below(figure: Figure, axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=3)
+    if names := axes.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside lower center", ncols=_columns(names))
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend: as many as the width has room for, or nothing would be left of what it is about."""
+    return max(1, min(3, _LETTERS // (max(map(len, names)) + _LINE)))
 
 
 def _inline(document: str, name: str, text: str) -> str:

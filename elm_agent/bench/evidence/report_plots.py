@@ -43,7 +43,7 @@ class Plots:
         if not curves:
             return None
         drawn = [
-            self._picture(pictures.stream(part, self._colours, changes), f"{title}: {_ends(part)}.", labels=len(part))
+            self._picture(pictures.stream(part, self._colours, changes), f"{title}: {_ends(part)}.")
             for title, part in _crowds(curves)
         ]
         words = "Share of right answers so far, mean over seeds; the band is from the lowest to the highest seed."
@@ -63,14 +63,12 @@ class Plots:
                 pictures.cost_and_gain(shown, self._colours),
                 f"Points of gain over zero-shot: {gains}.",
                 "Gain over zero-shot with its interval, against the tokens generated for a question.",
-                labels=len(shown),
             ),
             self._picture(
                 pictures.flips(shown),
                 f"Answers fixed and broken: {flips}.",
                 "Answers that were wrong without and right with the method, and the reverse.",
-                height=0.9 + 0.28 * len(shown),
-                labels=2,
+                height=0.9 + sum(0.14 + 0.14 * len(pictures.folded(m.label).splitlines()) for m in shown),
             ),
         ]
         if not any(m.tokens_per_question for m in shown):
@@ -84,9 +82,7 @@ class Plots:
         if not curves:
             return None
         told = "; ".join(f"{name} {percent(curve[0])} for the first" for name, curve in curves.items())
-        picture = self._picture(
-            pictures.ranks(curves, self._colours), f"Share of retrievals by rank: {told}.", labels=len(curves)
-        )
+        picture = self._picture(pictures.ranks(curves, self._colours), f"Share of retrievals by rank: {told}.")
         words = (
             "Share of all retrievals that the most retrieved memories took, mean over seeds. A steep rise: few serve."
         )
@@ -100,9 +96,7 @@ class Plots:
         told = "; ".join(
             f"{name} from {percent(band.middle[0])} to {percent(band.middle[-1])}" for name, band in curves.items()
         )
-        picture = self._picture(
-            pictures.rewards(curves, self._colours), f"Share of rollouts that agree: {told}.", labels=len(curves)
-        )
+        picture = self._picture(pictures.rewards(curves, self._colours), f"Share of rollouts that agree: {told}.")
         words = (
             "Median over a method's memories, with quartiles; one that stopped early keeps its last value to the end."
             " Agreement is the reward; it needs no reference answer."
@@ -138,7 +132,7 @@ class Plots:
         if shown := [one for one in found if one.curve]:
             told = "; ".join(f"{one.method} {counted(one.improving)} improve" for one in shown)
             alt = f"Share of memories by gain: {told}."
-            drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt, labels=len(shown)))
+            drawn.append(self._picture(pictures.thresholds(shown, self._colours), alt))
         for one in found:
             for seed in one.seeds:
                 order = [memory.learner for memory in one.memories if memory.seed == seed.seed]
@@ -148,15 +142,13 @@ class Plots:
                 fixed = sum(memory.fixed for memory in one.memories if memory.seed == seed.seed)
                 broken = sum(memory.broken for memory in one.memories if memory.seed == seed.seed)
                 alt = f"{title}: {len(order)} memories; {fixed} answers fixed, {broken} broken."
-                drawn.append(self._picture(pictures.matrix(seed, order), alt, height=3.6, labels=4))
+                drawn.append(self._picture(pictures.matrix(seed, order), alt, height=3.6))
         return Section(title="Gains, and the matrix of memory by question", pictures=tuple(drawn)) if drawn else None
 
-    def _picture(
-        self, draw: Draw, alt: str, caption: str | None = None, height: float = 3.0, labels: int = 0
-    ) -> Picture:
+    def _picture(self, draw: Draw, alt: str, caption: str | None = None, height: float = 3.0) -> Picture:
         self._count += 1
         alt = plain(alt)
-        made = pictures.svg(draw, name=f"plot{self._count}", text=alt, height=height, labels=labels)
+        made = pictures.svg(draw, name=f"plot{self._count}", text=alt, height=height)
         return Picture(svg=made, alt=alt, caption=caption or alt)
 
 

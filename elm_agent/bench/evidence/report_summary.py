@@ -60,7 +60,9 @@ def _finished(method: MethodFigures) -> int:
 
 
 def _gain(method: MethodFigures) -> float | None:
-    return method.versus.difference.estimate if method.versus else None
+    """None where most answers have no zero-shot answer beside them: what is left says little."""
+    found = method.versus
+    return None if found is None or 2 * found.unpaired > method.asked else found.difference.estimate
 
 
 def _best(methods: Iterable[MethodFigures]) -> MethodFigures | None:

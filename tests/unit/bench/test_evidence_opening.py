@@ -50,6 +50,14 @@ def test_what_is_not_finished_is_not_the_best(tmp_path: Path) -> None:
     assert told[-1] == "Not among them, as fewer of their seeds are finished: elm_kv."
 
 
+def test_a_method_that_few_zero_shot_answers_stand_beside_is_not_compared(tmp_path: Path) -> None:
+    reference = stream("zero_shot", 2, seeds=1)
+    told = opened(tmp_path / "few", reference[:2] + stream("icl", 3, seeds=1) + stream("elm_input", 3, seeds=1))
+    assert not any("over zero-shot" in line for line in told)
+    told = opened(tmp_path / "most", reference[:4] + stream("icl", 3, seeds=1))
+    assert any("The only baseline: icl" in line for line in told)
+
+
 def test_tokens_of_answering_and_of_learning(tmp_path: Path) -> None:
     told = opened(tmp_path / "run", whole_stream())
     assert any("16 tokens a question for answering and 100 for learning" in line for line in told)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 
 import pytest
 from evidence_runs import answer, learn
 
 from elm_agent.bench.evidence.contract import GenerationLine
-from elm_agent.bench.evidence.report_series import reward_curves, stream_curves
+from elm_agent.bench.evidence.report_pictures import folded, stream, svg
+from elm_agent.bench.evidence.report_series import Band, reward_curves, stream_curves
 
 
 def trained(number: int, shares: Sequence[float]) -> GenerationLine:
@@ -39,3 +42,19 @@ def test_an_unfinished_seed_does_not_bend_the_curve() -> None:
     assert (whole.middle, whole.members) == ((0.0, 0.0, 1 / 3, 0.5), 1)
     both = stream_curves(lines, {("icl", 0), ("icl", 1)})["icl"]
     assert both.members == 2, "a run that goes on is shown as far as it came"
+
+
+def test_long_names_leave_room_for_what_is_drawn() -> None:
+    name = "elm_input:steps=1+rollouts=2+learning_rate=1e-12+example from arithmetic"
+    assert folded(name) == "elm_input:steps=1+rollouts=2+\nlearning_rate=1e-12+example\nfrom arithmetic"
+    assert folded("zero_shot") == "zero_shot"
+    curves = {
+        f"{name} {n}": Band(x=(1, 2), middle=(0.1, 0.2), low=(0, 0.1), high=(0.2, 0.3), members=2) for n in range(7)
+    }
+    colours = dict.fromkeys(curves, "#000000")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of axes without room
+        drawn = svg(stream(curves, colours), name="plot", text="seven")
+        short = svg(stream({"a": curves[f"{name} 0"]}, {"a": "#000000"}), name="plot", text="one")
+    tall, low = (float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', one)[1]) for one in (drawn, short))  # type: ignore[index]
+    assert tall == pytest.approx(low + 6 * 0.19 * 72, abs=1)
