@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from elm_agent.bench.evidence.figures import MethodFigures
 from elm_agent.bench.evidence.lines import ZERO_SHOT
@@ -119,6 +119,9 @@ def cost_and_gain(methods: Sequence[MethodFigures], colours: Mapping[str, str]) 
             axes.plot([x], [y], marker, color=colour, ms=6, label=method.label)
         axes.axhline(0, color=GREY, lw=1)
         axes.set(xscale="log", xlabel="tokens generated for a question, learning included", ylabel="points of gain")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # by default labels of a short axis overlap
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         _below(figure, axes)
 
     return draw
