@@ -30,6 +30,7 @@ from elm_agent.models.reading import misfit
 from elm_agent.models.serving import Serving, Start, Tokens
 from elm_agent.models.step import moving_rotations
 from elm_agent.models.streaming import TextStream
+from elm_agent.models.streams import Lane
 from elm_agent.models.templates import ChatTemplate, refuse_half_characters
 from elm_agent.models.twins import twin_of
 from elm_agent.protocols import GenerationRequest, Message
@@ -281,8 +282,6 @@ class LocalModel:
 
 def _lease(device: torch.device, *, overlap: bool) -> ModelLease:
     if overlap and device.type == "cuda":
-        from elm_agent.models.streams import Lane
-
         drawer, computer = (ComputeThread(Lane(device, urgent=urgent)) for urgent in (True, False))
         return ModelLease(overlap=True, drawer=drawer, computer=computer)
     return ModelLease(overlap=overlap)

@@ -70,10 +70,7 @@ class ModelLease:
     def serving(self) -> Iterator[Run]:
         """Hold the model for rows in flight, answers and rollouts alike."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._free(self._rows) and (self._answers_waiting > 0 or not self._updates_waiting)
-            )
-            self._taken |= self._rows
+            self._take(self._rows, lambda: self._answers_waiting > 0 or not self._updates_waiting)
         try:
             yield self._drawer.run
         finally:
@@ -85,8 +82,7 @@ class ModelLease:
         self.expect_answers(1)
         try:
             with self._changed:
-                self._changed.wait_for(lambda: self._free(self._work))
-                self._taken |= self._work
+                self._take(self._work)
         finally:
             self.expect_answers(-1)  # training may be waiting for this answer, which an interrupt can end
         try:
@@ -112,12 +108,7 @@ class ModelLease:
         with self._changed:
             self._updates_waiting += in_the_way
             try:
-                self._changed.wait_for(
-                    lambda: (
-                        self._free(seats) and not self._answers_waiting and (in_the_way or not self._updates_waiting)
-                    )
-                )
-                self._taken |= seats
+                self._take(seats, lambda: not self._answers_waiting and (in_the_way or not self._updates_waiting))
             finally:
                 self._updates_waiting -= in_the_way
                 self._changed.notify_all()
@@ -126,8 +117,10 @@ class ModelLease:
         finally:
             self._release(seats)
 
-    def _free(self, seats: frozenset[str]) -> bool:
-        return not self._taken & seats
+    def _take(self, seats: frozenset[str], when: Callable[[], bool] = lambda: True) -> None:
+        """Once they are free and it is ``when``; with ``_changed`` held."""
+        self._changed.wait_for(lambda: not self._taken & seats and when())
+        self._taken |= seats
 
     def _release(self, seats: frozenset[str]) -> None:
         with self._changed:

@@ -14,7 +14,6 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -94,15 +93,15 @@ class LearningPrefix(Learning):
         del seed
         self.initial_VE = numerics.initial_prompt(self.question_TE, recipe.virtual_tokens)
         with torch.no_grad():
-            self.keys_LHVD, self.values_LHVD = self.model.compute(partial(self._initial, recipe.virtual_tokens))
+            self.keys_LHVD, self.values_LHVD = self.model.compute(self._initial)
         return [self.keys_LHVD.requires_grad_(True), self.values_LHVD.requires_grad_(True)]
 
-    def _initial(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _initial(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What the embeddings are to every layer, as attention meets it. To be held."""
         states = _states(self.network.read([self.initial_VE.to(self.network.dtype)])[0])
         if len({(keys.shape, values.shape) for keys, values in states}) != 1:
             raise InputError(
-                f"parameterisation 'prefix' needs layers that keep alike keys and values of {positions} "
+                f"parameterisation 'prefix' needs layers that keep alike keys and values of {len(self.initial_VE)} "
                 f"positions; those of {self.network.model.config.model_type!r} differ: use 'soft_prompt'"
             )
         wide = torch.promote_types(self.network.dtype, torch.float32)

@@ -56,17 +56,11 @@ _BESIDE = 30  # letters of a name beside its bar
 
 
 def svg(draw: Callable[[Figure], None], *, name: str, text: str, height: float = 3.0) -> str:
-    """The SVG that ``draw`` makes of a figure, which grows for its legend.
-
-    ``name``: unique in the page; ``text``: what a blind reader gets.
-    """
+    """The SVG that ``draw`` makes of a figure. ``name``: unique in the page; ``text``: what a blind reader gets."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0)
         draw(figure)
-        names = [text.get_text() for legend in figure.legends for text in legend.texts]
-        if names:
-            figure.set_figheight(height + 0.19 * -(-len(names) // _columns(names)))
         for axes in figure.axes:
             axes.patch.set_alpha(0)
         buffer = io.BytesIO()
@@ -254,13 +248,11 @@ def folded(name: str) -> str:
 
 
 def _below(figure: Figure, axes: Axes) -> None:
+    """The legend, for which the figure grows: as many columns as the width has room for, or no plot would be left."""
     if names := axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside lower center", ncols=_columns(names))
-
-
-def _columns(names: Sequence[str]) -> int:
-    """Of a legend: as many as the width has room for, or nothing would be left of what it is about."""
-    return max(1, min(3, _LETTERS // (max(map(len, names)) + _LINE)))
+        columns = max(1, min(3, _LETTERS // (max(map(len, names)) + _LINE)))
+        figure.legend(loc="outside lower center", ncols=columns)
+        figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(names) // columns))
 
 
 def _inline(document: str, name: str, text: str) -> str:
