@@ -584,5 +584,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         text = f"unknown setting {where!r}: `elm-agent config show` lists the known ones"
     else:
-        text = f"setting {where!r}: got {str(first.get('input'))[:80]!r}; {first['msg']}"
+        # Values of a section that do not go together: the message names them.
+        whole = first["type"] == "value_error" and isinstance(first["input"], dict)
+        got = "" if whole else f"got {str(first['input'])[:80]!r}; "
+        text = f"setting {where!r}: {got}{first['msg'].removeprefix('Value error, ')}"
     return text + (f" (and {len(more)} more)" if more else "")
