@@ -17,7 +17,7 @@ import torch
 from elm_agent.errors import ModelError
 from elm_agent.models.drafting import Drafts
 from elm_agent.models.head import token_logprobs
-from elm_agent.models.lowrank import Adapter
+from elm_agent.models.lowrank import Adapter, Joint, joint
 from elm_agent.models.network import Network, Prefix, wide
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import step
@@ -194,6 +194,7 @@ class _Slotted:
         self._network = network
         self._slots = Slots()
         self._adapters: list[Adapter | None] = []
+        self._joint: Joint | None = None  # of these adapters and perhaps of rows that have left
 
     def join(self, prefix: Prefix) -> None:
         self._slots.add(prefix.states(), prefix.mask_BL)
@@ -202,6 +203,8 @@ class _Slotted:
     def keep(self, rows: list[int]) -> None:
         self._slots.keep(rows)
         self._adapters = [self._adapters[row] for row in rows]
+        if not any(self._adapters):
+            self._joint = None
 
     def step(self, pieces: Sequence[Sequence[int]], wrong: Sequence[int]) -> torch.Tensor:
         """Forget the last ``wrong`` tokens of each row, then read a piece of each: logits (N, V) after each token."""
@@ -211,10 +214,20 @@ class _Slotted:
         tokens_N = torch.tensor([token for piece in pieces for token in piece], device=self._network.device)
         adapters = [adapter for adapter, count in zip(self._adapters, counts, strict=True) for _ in range(count)]
         several = counts if max(counts) > 1 else None
-        if several is None and not any(adapters) and (quick := self._network.quick_step) is not None:
-            return quick(self._slots, tokens_N)
+        if several is None and (logits_NV := self._quickly(tokens_N)) is not None:
+            return logits_NV
         with self._network.beside(adapters):
             return wide(step(self._network.model, self._slots, tokens_N, several))
+
+    def _quickly(self, tokens_B: torch.Tensor) -> torch.Tensor | None:
+        """One token of every row by a quick step, where there is one for these rows."""
+        if not any(self._adapters):
+            quick = self._network.quick_step
+            return None if quick is None else quick(self._slots, tokens_B)
+        if (beside := self._network.quick_step_beside) is None:
+            return None
+        self._joint = joint(self._adapters, self._joint)
+        return beside(self._slots, tokens_B, self._joint) if self._joint.finite else None
 
 
 class _Batched:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -27,6 +27,10 @@ class Adapter:
     matrices: Mapping[str, torch.Tensor]
     scale: float
 
+    @property
+    def rank(self) -> int:
+        return next(matrix.shape[1] for name, matrix in self.matrices.items() if name.endswith(".A"))
+
     def detached(self, dtype: torch.dtype) -> Adapter:
         """The same numbers without gradient."""
         return Adapter({name: matrix.detach().to(dtype) for name, matrix in self.matrices.items()}, self.scale)
@@ -35,6 +39,47 @@ class Adapter:
         """What is added to the output of a projection: (..., out) for inputs (..., in)."""
         down, up = self.matrices[f"{name}.A"][layer], self.matrices[f"{name}.B"][layer]
         return (inputs @ down.to(inputs.dtype).t()) @ up.to(inputs.dtype).t() * self.scale
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joint:
+    """The adapters of a batch as one of rank R, their sum, of which each row sees its own part alone.
+
+    ``matrices``: "<name>.A" (L, R, in) and "<name>.B" (L, out, R) with the scales in it, contiguous. ``seen_BR``:
+    bool. ``finite``: no number of one can reach the rows of another, as 0 times infinity would.
+    """
+
+    adapters_B: tuple[Adapter | None, ...]
+    adapters: tuple[Adapter, ...]
+    matrices: Mapping[str, torch.Tensor]
+    seen_BR: torch.Tensor
+    finite: bool
+
+
+def joint(adapters_B: Sequence[Adapter | None], before: Joint | None = None) -> Joint:
+    """What is beside these rows, of which one at least has an adapter. ``before`` saves copies where it has them."""
+    rows, distinct = tuple(adapters_B), tuple(dict.fromkeys(one for one in adapters_B if one is not None))
+    if before is not None and before.adapters_B == rows:  # adapters are told apart by identity
+        return before
+    if before is not None and set(distinct) <= set(before.adapters):
+        return replace(before, adapters_B=rows, seen_BR=_seen(rows, before.adapters))
+    matrices = _together(distinct)
+    finite = all(bool(matrix.isfinite().all()) for matrix in matrices.values())
+    return Joint(rows, distinct, matrices, _seen(rows, distinct), finite)
+
+
+def _seen(rows: Sequence[Adapter | None], adapters: Sequence[Adapter]) -> torch.Tensor:
+    owners = [adapter for adapter in adapters for _ in range(adapter.rank)]
+    return torch.tensor([[owner is own for owner in owners] for own in rows])
+
+
+def _together(adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
+    matrices = {}
+    for name in adapters[0].matrices:
+        scaled, axis = (True, 2) if name.endswith(".B") else (False, 1)
+        parts = [one.matrices[name] * one.scale if scaled else one.matrices[name] for one in adapters]
+        matrices[name] = torch.cat(parts, dim=axis)
+    return matrices
 
 
 def projections(model: PreTrainedModel) -> dict[str, list[nn.Module]]:

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from elm_agent.models.head import head_logprobs, token_logprobs
-from elm_agent.models.lowrank import Adapter, beside, projections
+from elm_agent.models.lowrank import Adapter, Joint, beside, projections
 from elm_agent.models.memory import kept_bytes
 from elm_agent.models.rereading import why_reread
 from elm_agent.models.slots import Slots
@@ -118,6 +118,15 @@ class Network:
             from elm_agent.models.packed import packed_step
 
             return packed_step(self.model)
+        return None
+
+    @cached_property
+    def quick_step_beside(self) -> Callable[[Slots, torch.Tensor, Joint], torch.Tensor] | None:
+        """The same for rows of which some have adapters."""
+        if self._pack and self.device.type == "cpu":
+            from elm_agent.models.packed import packed_step_beside
+
+            return packed_step_beside(self.model)
         return None
 
     @property

@@ -2,14 +2,15 @@
 
 Decoding on a CPU is reading weights, and torch's products of 1 to 32 rows are far from the memory's bandwidth; those
 of ONNX Runtime's library are near it, and its graph leaves out what Python does between them. The mathematics are
-``step``'s, the keys and values lie in the same slots and are written in place. Knows the layers of the architectures
-it draws a graph of; knows nothing of rows, text or memories. Figures: docs/LOG.md.
+``step``'s, the keys and values lie in the same slots and are written in place. Low-rank matrices beside the
+projections are inputs of the graph, so they may change at every step. Knows the layers of the architectures it draws
+a graph of; knows nothing of rows, text or memories. Figures: docs/LOG.md.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper
 from torch import nn
 from transformers import PreTrainedModel
 
+from elm_agent.models.lowrank import Joint
 from elm_agent.models.memory import spare_bytes
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import why_unknown, window_of
@@ -31,6 +33,8 @@ _HEAD_MULTIPLE = 16  # of grouped query attention with a rotation
 _MICROSOFT = "com.microsoft"
 _OPSETS = (("", 18), (_MICROSOFT, 1))
 _IR_VERSION = 10
+_SEEN = "seen"
+_TYPES = {torch.float32: np.float32, torch.int32: np.int32, torch.bool: np.bool_}
 
 
 def why_unpacked(model: PreTrainedModel) -> str | None:
@@ -64,10 +68,18 @@ def packed_bytes(model: PreTrainedModel) -> int:
 
 def packed_step(model: PreTrainedModel) -> PackedStep | None:
     """A packed step, or None where there is none, which is logged with the reason."""
+    return None if _unpacked(model) else PackedStep(model)
+
+
+def packed_step_beside(model: PreTrainedModel) -> PackedStepBeside | None:
+    """The same for rows with adapters."""
+    return None if _unpacked(model) else PackedStepBeside(model)
+
+
+def _unpacked(model: PreTrainedModel) -> bool:
     if (why := why_unpacked(model)) is not None:
         logger.info("decoding with weights as they are: %s", why)
-        return None
-    return PackedStep(model)
+    return why is not None
 
 
 class PackedStep:
@@ -76,10 +88,10 @@ class PackedStep:
     The weights are copied: it does not follow a network that is trained.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, beside: bool = False) -> None:
         self._embedding = model.get_input_embeddings()
         self._layers = len(model.model.layers)
-        graph = _Graph()
+        graph = _Graph(beside=beside)
         network = _draw(graph, model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
@@ -95,12 +107,17 @@ class PackedStep:
     @torch.no_grad()
     def __call__(self, slots: Slots, tokens_B: torch.Tensor) -> torch.Tensor:
         """Append a token to every row of ``slots``. Returns logits (B, vocabulary), float32."""
+        return self._run(slots, tokens_B, {})
+
+    def _run(self, slots: Slots, tokens_B: torch.Tensor, others: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """``others``: further inputs, by name; they are to live until this returns."""
         length = slots.grow()
         self._bind(slots)
         embeds_BE: torch.Tensor = self._embedding(tokens_B)
         lengths_B, length_1 = slots.lengths_B.int(), torch.tensor([length], dtype=torch.int32)
         logits_BV = embeds_BE.new_empty(len(tokens_B), self._embedding.num_embeddings)
-        for name, tensor in (("embeds", embeds_BE), ("lengths", lengths_B), ("length", length_1)):
+        inputs = {"embeds": embeds_BE, "lengths": lengths_B, "length": length_1, **others}
+        for name, tensor in inputs.items():
             self._binding.bind_input(name, "cpu", 0, _type(tensor), tuple(tensor.shape), tensor.data_ptr())
         self._binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_BV.shape), logits_BV.data_ptr())
         self._session.run_with_iobinding(self._binding)
@@ -121,16 +138,41 @@ class PackedStep:
             self._binding.bind_output(f"{name}.after", *place)
 
 
-class _Graph:
-    """Nodes, inputs and outputs of an ONNX graph, and the weights it shares with torch."""
+class PackedStepBeside(PackedStep):
+    """The same for rows of which each may have adapters beside the projections."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model, beside=True)
+
+    @torch.no_grad()
+    def __call__(self, slots: Slots, tokens_B: torch.Tensor, joint: Joint) -> torch.Tensor:  # type: ignore[override]
+        """Append a token to every row of ``slots``. Returns logits (B, vocabulary), float32."""
+        matrices = {
+            f"{layer}.{name}": matrix
+            for name, stacked in joint.matrices.items()
+            for layer, matrix in enumerate(stacked.unbind())
+        }
+        return self._run(slots, tokens_B, {_SEEN: joint.seen_BR, **matrices})
+
+
+class _Graph:
+    """Nodes, inputs and outputs of an ONNX graph, and the weights it shares with torch.
+
+    ``beside``: the low-rank matrices beside each projection are inputs: "<layer>.<path>.A" (R, in), "….B" (out, R),
+    and which of the R each row sees.
+    """
+
+    def __init__(self, *, beside: bool) -> None:
+        self._beside = beside
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: list[TensorProto] = []
         self.weights: dict[str, np.ndarray] = {}
         self.axis_1 = self._integers("axis 1", [1])
+        if beside:
+            self.input(_SEEN, ["B", "R"], TensorProto.BOOL)
+            self.initializers.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
 
     def node(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **how: Any) -> str:
         """Returns the name of the last output."""
@@ -160,6 +202,17 @@ class _Graph:
         if module.bias is not None:
             inputs.append(self.weight(f"{name}.bias", module.bias))
         return self.node("Gemm", inputs, [name], transB=1)
+
+    def projection(self, name: str, module: nn.Linear, rows: str) -> str:
+        """``linear``, and what is beside it."""
+        product = self.linear(name, module, rows)
+        if not self._beside:
+            return product
+        down = self.input(f"{name}.A", ["R", module.in_features])
+        up = self.input(f"{name}.B", [module.out_features, "R"])
+        low = self.node("Gemm", [rows, down], [f"{name}.low"], transB=1)
+        seen = self.node("Where", [_SEEN, low, "nothing"], [f"{name}.seen"])  # not times 0: inf would be NaN
+        return self.node("Gemm", [seen, up, product], [f"{name}.both"], transB=1)
 
     def norm(self, name: str, module: Any, states: str) -> str:
         """Root mean square norm over the last axis."""
@@ -218,7 +271,10 @@ def _draw(graph: _Graph, model: PreTrainedModel) -> bytes:
 def _attention(graph: _Graph, name: str, attention: Any, normed: str) -> str:
     width = int(attention.head_dim)
     heads, key_heads = attention.q_proj.out_features // width, attention.k_proj.out_features // width
-    states = {kind: graph.linear(f"{name}.{kind}", getattr(attention, f"{kind}_proj"), normed) for kind in "qkv"}
+    states = {
+        kind: graph.projection(f"{name}.self_attn.{kind}_proj", getattr(attention, f"{kind}_proj"), normed)
+        for kind in "qkv"
+    }
     for kind, count in (("q", heads), ("k", key_heads)):
         if hasattr(attention, f"{kind}_norm"):
             module = getattr(attention, f"{kind}_norm")
@@ -237,14 +293,15 @@ def _attention(graph: _Graph, name: str, attention: Any, normed: str) -> str:
         do_rotary=1,
     )
     mixed = graph.node("Squeeze", [f"{name}.mixed.row", graph.axis_1], [f"{name}.mixed"])
-    return graph.linear(f"{name}.o", attention.o_proj, mixed)
+    return graph.projection(f"{name}.self_attn.o_proj", attention.o_proj, mixed)
 
 
 def _mlp(graph: _Graph, name: str, mlp: Any, normed: str) -> str:
-    gate = graph.linear(f"{name}.gate", mlp.gate_proj, normed)
+    gate = graph.projection(f"{name}.mlp.gate_proj", mlp.gate_proj, normed)
     gate = graph.node("QuickGelu", [gate], [f"{name}.silu"], _MICROSOFT, alpha=1.0)
-    up = graph.linear(f"{name}.up", mlp.up_proj, normed)
-    return graph.linear(f"{name}.down", mlp.down_proj, graph.node("Mul", [gate, up], [f"{name}.gated"]))
+    up = graph.projection(f"{name}.mlp.up_proj", mlp.up_proj, normed)
+    gated = graph.node("Mul", [gate, up], [f"{name}.gated"])
+    return graph.projection(f"{name}.mlp.down_proj", mlp.down_proj, gated)
 
 
 def _epsilon(module: Any) -> float:
@@ -252,4 +309,4 @@ def _epsilon(module: Any) -> float:
 
 
 def _type(tensor: torch.Tensor) -> type[np.generic]:
-    return np.int32 if tensor.dtype == torch.int32 else np.float32
+    return _TYPES[tensor.dtype]

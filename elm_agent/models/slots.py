@@ -44,11 +44,11 @@ class Slots:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Free all other slots. Those kept move together in this order, which must ascend."""
-        for slot, row in enumerate(rows):
-            if slot != row:
-                used = int(self.lengths_B[row])
-                for states in (*self.keys, *self.values):
-                    states[slot, :, :used] = states[row, :, :used]
+        for states in (*self.keys, *self.values):
+            for slot, row in enumerate(rows):
+                if slot != row:
+                    states[slot] = states[row]
+            states[len(rows) : self.rows] = 0  # what a row leaves may be NaN, see _enlarged
         self.lengths_B = self.lengths_B[list(rows)]
 
     def forget(self, counts: Sequence[int]) -> None:

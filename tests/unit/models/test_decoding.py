@@ -9,6 +9,7 @@ import torch
 
 from elm_agent.models.decoding import Row, decode, pick_tokens, token_scores
 from elm_agent.models.network import Network, left_pad, positions_of
+from elm_agent.models.slots import Slots
 
 
 def test_inverse_cdf_picks_the_token_whose_interval_holds_the_number() -> None:
@@ -78,3 +79,18 @@ def test_rows_of_a_batch_are_what_they_would_be_alone(architecture: str, tiny_ne
             assert row.tokens == one_by_one(network, text, row, ends)
             assert row.finished == (row.tokens[-1] in ends)
             assert len(row.logprobs) == len(row.certainties) == len(row.tokens)
+
+
+def test_what_a_row_leaves_in_its_slot_does_not_reach_the_row_that_comes_there() -> None:
+    slots, mask_BL = Slots(), torch.ones(3, 5, dtype=torch.bool)
+    mask_BL[2, :3] = False
+    states = torch.arange(3.0)[:, None, None, None].expand(3, 2, 5, 4).clone()
+    states[1] = math.nan
+    slots.add([(states, -states)], mask_BL)
+    slots.keep([0, 2])
+    for sign, kept in ((1, slots.keys[0]), (-1, slots.values[0])):
+        assert kept[0, :, :5].tolist() == (sign * states[0]).tolist()
+        assert kept[1, :, :2].tolist() == (sign * states[2, :, 3:]).tolist()
+        assert kept[1, :, 2:].abs().sum() == 0  # masked, and 0 times NaN is NaN
+        assert kept[2].abs().sum() == 0
+    assert slots.lengths_B.tolist() == [5, 2]

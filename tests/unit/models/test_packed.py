@@ -12,10 +12,18 @@ import torch
 from transformers import PreTrainedModel
 
 from elm_agent.models import packed
-from elm_agent.models.decoding import Row, decode
+from elm_agent.models.decoding import Decoder, Row, decode
 from elm_agent.models.loading import load_pretrained
+from elm_agent.models.lowrank import Adapter, joint, sizes
 from elm_agent.models.network import Network
-from elm_agent.models.packed import PackedStep, packed_bytes, packed_step, why_unpacked
+from elm_agent.models.packed import (
+    PackedStep,
+    PackedStepBeside,
+    packed_bytes,
+    packed_step,
+    packed_step_beside,
+    why_unpacked,
+)
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import step
 from elm_agent.testing.tiny import write_tiny_model
@@ -109,6 +117,92 @@ def test_the_decoder_draws_the_same_tokens_with_it(open_model: Callable[..., Pre
         assert mine.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
+def adapter_of(network: Network, rank: int, seed: int, times: float = 1.0) -> Adapter:
+    generator, matrices = torch.Generator().manual_seed(seed), {}
+    for name, modules in network.projections.items():
+        (narrow, out), layers = sizes(modules[0]), len(modules)
+        matrices[f"{name}.A"] = torch.randn(layers, rank, narrow, generator=generator) * times / 4
+        matrices[f"{name}.B"] = torch.randn(layers, out, rank, generator=generator) / 4
+    return Adapter(matrices, scale=0.5)
+
+
+def drawn_with(network: Network, adapters: list[Adapter | None]) -> list[Row]:
+    """A row for each adapter, of other lengths, the last of which joins while the others are in flight."""
+    decoder, rows = Decoder(network, end_ids=()), []
+    for index, adapter in enumerate(adapters):
+        with torch.no_grad():
+            begun = network.begin(adapters_B=[adapter])
+            prefix, logits_BV = network.read([network.embed([20 + index, 30, 40])], begun)
+        rows.append(Row(max_new_tokens=6 + 5 * index, temperature=0.7 * (index % 2), seed=index))
+        if index == len(adapters) - 1:
+            for _ in range(8):  # the first row leaves
+                decoder.step()
+        decoder.join(prefix, logits_BV, rows[-1:])
+    while decoder.rows:
+        decoder.step()
+    return rows
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_with_adapters_of_their_own_draw_the_same_tokens_with_it(
+    open_model: Callable[..., PreTrainedModel], architecture: str
+) -> None:
+    drawn, model = [], open_model(architecture)
+    for pack in (True, False):
+        network = Network(model, pack=pack)
+        low, other = adapter_of(network, rank=3, seed=1), adapter_of(network, rank=2, seed=2)
+        drawn.append(drawn_with(network, [low, None, other, low, adapter_of(network, rank=4, seed=3)]))
+        assert isinstance(network.quick_step_beside, PackedStepBeside) == pack
+    quick, slow = drawn
+    assert [row.tokens for row in quick] == [row.tokens for row in slow]
+    for mine, theirs in zip(quick, slow, strict=True):
+        assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+    network = Network(model, pack=True)
+    bare = drawn_with(network, [None] * 5)
+    assert bare[1].tokens == quick[1].tokens  # one without an adapter
+    assert all(bare[index].logprobs != pytest.approx(quick[index].logprobs, abs=1e-2) for index in (0, 2, 3, 4))
+
+
+@pytest.mark.parametrize("times", [1e37, float("inf"), float("nan")])
+def test_numbers_out_of_bounds_stay_in_their_own_rows(
+    open_model: Callable[..., PreTrainedModel], times: float
+) -> None:
+    network = Network(open_model(), pack=True)
+    wild, sound = adapter_of(network, rank=2, seed=1, times=times), adapter_of(network, rank=2, seed=2)
+    beside = network.quick_step_beside
+    assert beside is not None
+    rows, logits = [sound, wild, None], []
+    together = joint(rows)
+    assert together.finite == (times == 1e37)
+    if not together.finite:  # then they are read in torch's way, row by row
+        decoded = drawn_with(network, rows)
+        alone = drawn_with(network, [sound, sound, None])
+        assert [row.tokens for row in decoded[::2]] == [row.tokens for row in alone[::2]]
+        return
+    for adapters in (rows, [sound, sound, None]):
+        logits.append(beside(filled(network.model, (4, 4, 4)), torch.tensor([5, 6, 7]), joint(adapters)))
+    torch.testing.assert_close(logits[0][::2], logits[1][::2], atol=1e-5, rtol=1e-5)
+    assert not logits[0][1].isfinite().all()
+
+
+def test_matrices_are_copied_when_an_adapter_comes_and_not_when_a_row_leaves(
+    open_model: Callable[..., PreTrainedModel],
+) -> None:
+    network = Network(open_model())
+    first, second = adapter_of(network, rank=2, seed=1), adapter_of(network, rank=3, seed=2)
+    both = joint([first, None, second])
+    assert both.seen_BR.tolist() == [[True] * 2 + [False] * 3, [False] * 5, [False] * 2 + [True] * 3]
+    assert joint([first, None, second], both) is both
+    left = joint([second], both)
+    assert left.matrices is both.matrices
+    assert left.seen_BR.tolist() == [[False] * 2 + [True] * 3]
+    third = joint([second, adapter_of(network, rank=1, seed=3)], left)
+    assert third.adapters[0] is second
+    assert third.seen_BR.shape == (2, 4)
+    name = "mlp.up_proj"
+    torch.testing.assert_close(third.matrices[f"{name}.B"][:, :, :3], second.matrices[f"{name}.B"] * 0.5)
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [
@@ -125,6 +219,7 @@ def test_what_cannot_be_packed_says_why(
     network = open_model(**model)
     assert why in str(why_unpacked(network))
     assert packed_step(network) is None
+    assert packed_step_beside(network) is None
 
 
 def test_narrow_heads_and_a_lack_of_memory_leave_the_weights_as_they_are(
