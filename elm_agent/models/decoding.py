@@ -103,7 +103,8 @@ class Decoder:
 
     def join(self, prefix: Prefix, logits_BV: torch.Tensor, rows: Sequence[Row]) -> None:
         """Take on B rows that ``prefix`` holds (it is consumed); ``logits_BV`` are those of their first tokens."""
-        self._flight.join(prefix)
+        longest = max(row.max_new_tokens for row in rows)
+        self._flight.join(prefix, int(prefix.mask_BL.sum(dim=1).max()) + longest)
         first = 0 if self._logits_NV is None else self._logits_NV.shape[0]
         self._logits_NV = logits_BV if self._logits_NV is None else torch.cat([self._logits_NV, logits_BV])
         self._at += range(first, first + len(rows))
@@ -196,8 +197,8 @@ class _Slotted:
         self._adapters: list[Adapter | None] = []
         self._joint: Joint | None = None  # of these adapters and perhaps of rows that have left
 
-    def join(self, prefix: Prefix) -> None:
-        self._slots.add(prefix.states(), prefix.mask_BL)
+    def join(self, prefix: Prefix, most: int) -> None:
+        self._slots.add(prefix.states(), prefix.mask_BL, most=most)
         self._adapters += prefix.adapters_B
 
     def keep(self, rows: list[int]) -> None:
@@ -237,7 +238,8 @@ class _Batched:
         self._network = network
         self._prefix: Prefix | None = None
 
-    def join(self, prefix: Prefix) -> None:
+    def join(self, prefix: Prefix, most: int) -> None:
+        del most  # it takes room as it goes
         assert self._prefix is None
         self._prefix = prefix
 

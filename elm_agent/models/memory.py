@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -70,6 +71,12 @@ def _spare_of(group: Path, limit: str, used: str, cache: str) -> Iterator[int]:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether this is torch's way of saying that memory has run out; on a CPU it has no type of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def give_back() -> None:
+    """Let the system have memory that was freed and is kept for later, where the C library can (glibc)."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 def row_bytes(prefix: Prefix, positions: int) -> int:

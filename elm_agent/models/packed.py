@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from elm_agent.models.lowrank import Joint
-from elm_agent.models.memory import spare_bytes
+from elm_agent.models.memory import give_back, spare_bytes
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import why_unknown, window_of
 
@@ -101,6 +101,7 @@ class PackedStep:
             list(graph.weights), [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in graph.weights.values()]
         )
         self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        give_back()  # packing leaves up to half of the weights' size behind
         self._binding: Any = None
         self._bound: tuple[int, ...] = ()
 

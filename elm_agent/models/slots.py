@@ -5,6 +5,7 @@ Knows tensors and positions; knows nothing of networks, tokens or requests.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -16,23 +17,28 @@ class Slots:
     """A key-value store with one row to a slot: slots 0 to ``rows - 1`` are in use, position 0 comes first in each.
 
     Per layer keys and values of shape (slots, key heads, positions, head width). Room grows by half when it runs
-    out, so that long limits cost nothing until they are used.
+    out, so that long limits cost nothing until they are used, and never past what rows may need.
     """
 
     def __init__(self) -> None:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.lengths_B = torch.empty(0, dtype=torch.long)
+        self._most = 0
 
     @property
     def rows(self) -> int:
         return int(self.lengths_B.shape[0])
 
-    def add(self, states: Sequence[tuple[torch.Tensor, torch.Tensor]], mask_BL: torch.Tensor) -> None:
+    def add(
+        self, states: Sequence[tuple[torch.Tensor, torch.Tensor]], mask_BL: torch.Tensor, *, most: int = sys.maxsize
+    ) -> None:
         """Append rows: keys and values (B, H, L, D) of each layer, of which the last positions of a row are real.
 
-        ``mask_BL``: bool, False at the pads on the left, which are dropped.
+        ``mask_BL``: bool, False at the pads on the left, which are dropped. ``most``: positions of the longest of
+        them at its end.
         """
+        self._most = max(self._most, most)
         lengths = mask_BL.sum(dim=1).tolist()
         first, padded = self.rows, mask_BL.shape[1]
         self.lengths_B = torch.cat([self.lengths_B.to(mask_BL.device), mask_BL.sum(dim=1)])
@@ -72,9 +78,11 @@ class Slots:
         slots, room = self.keys[0].shape[0], self.keys[0].shape[2]
         if rows <= slots and positions <= room:
             return
-        slots, room = max(slots, rows), room if positions <= room else max(positions + _ROOM, room * 3 // 2)
-        self.keys = [_enlarged(states, slots, room) for states in self.keys]
-        self.values = [_enlarged(states, slots, room) for states in self.values]
+        if positions > room:
+            room = max(positions, min(max(positions + _ROOM, room * 3 // 2), self._most))
+        for store in (self.keys, self.values):
+            for layer, states in enumerate(store):  # one by one, so that little is there twice
+                store[layer] = _enlarged(states, max(slots, rows), room)
 
 
 def _enlarged(states: torch.Tensor, slots: int, room: int) -> torch.Tensor:

@@ -94,3 +94,20 @@ def test_what_a_row_leaves_in_its_slot_does_not_reach_the_row_that_comes_there()
         assert kept[1, :, 2:].abs().sum() == 0  # masked, and 0 times NaN is NaN
         assert kept[2].abs().sum() == 0
     assert slots.lengths_B.tolist() == [5, 2]
+
+
+def test_slots_have_room_for_what_rows_may_draw_and_no_more() -> None:
+    slots, states, mask_BL = Slots(), torch.ones(2, 2, 70, 4), torch.ones(2, 70, dtype=torch.bool)
+    slots.add([(states, states)], mask_BL, most=80)
+    assert slots.keys[0].shape == (2, 2, 80, 4)
+    slots.add([(states, states)], mask_BL, most=1000)  # a longer one makes room by and by
+    slots.lengths_B[:] = 79
+    assert slots.grow() == 80
+    assert slots.keys[0].shape == (4, 2, 80, 4)
+    slots.lengths_B[3] = 80
+    assert slots.grow() == 81
+    assert slots.keys[0].shape == slots.values[0].shape == (4, 2, 145, 4)
+    assert slots.keys[0][3, :, :70].sum() == 70 * 2 * 4
+    slots.lengths_B[0] = 999
+    assert slots.grow() == 1000
+    assert slots.keys[0].shape[2] == 1000
