@@ -124,9 +124,9 @@ class Network:
     def quick_step_beside(self) -> Callable[[Slots, torch.Tensor, Joint], torch.Tensor] | None:
         """The same for rows of which some have adapters."""
         if self._pack and self.device.type == "cpu":
-            from elm_agent.models.packed import packed_step_beside
+            from elm_agent.models.packed import packed_step
 
-            return packed_step_beside(self.model)
+            return packed_step(self.model, beside=True)
         return None
 
     @property

@@ -10,7 +10,7 @@ a graph of; knows nothing of rows, text or memories. Figures: docs/LOG.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,26 +66,19 @@ def packed_bytes(model: PreTrainedModel) -> int:
     return sum(module.weight.nbytes for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def packed_step(model: PreTrainedModel) -> PackedStep | None:
+def packed_step(model: PreTrainedModel, *, beside: bool = False) -> PackedStep | None:
     """A packed step, or None where there is none, which is logged with the reason."""
-    return None if _unpacked(model) else PackedStep(model)
-
-
-def packed_step_beside(model: PreTrainedModel) -> PackedStepBeside | None:
-    """The same for rows with adapters."""
-    return None if _unpacked(model) else PackedStepBeside(model)
-
-
-def _unpacked(model: PreTrainedModel) -> bool:
     if (why := why_unpacked(model)) is not None:
         logger.info("decoding with weights as they are: %s", why)
-    return why is not None
+        return None
+    return PackedStep(model, beside=beside)
 
 
 class PackedStep:
     """``step`` for one token of every row, of a network for which ``why_unpacked`` is None.
 
-    The weights are copied: it does not follow a network that is trained.
+    The weights are copied: it does not follow a network that is trained. ``beside``: for rows of which some have
+    adapters.
     """
 
     def __init__(self, model: PreTrainedModel, *, beside: bool = False) -> None:
@@ -106,20 +99,19 @@ class PackedStep:
         self._bound: tuple[int, ...] = ()
 
     @torch.no_grad()
-    def __call__(self, slots: Slots, tokens_B: torch.Tensor) -> torch.Tensor:
-        """Append a token to every row of ``slots``. Returns logits (B, vocabulary), float32."""
-        return self._run(slots, tokens_B, {})
+    def __call__(self, slots: Slots, tokens_B: torch.Tensor, joint: Joint | None = None) -> torch.Tensor:
+        """Append a token to every row of ``slots``. Returns logits (B, vocabulary), float32.
 
-    def _run(self, slots: Slots, tokens_B: torch.Tensor, others: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """``others``: further inputs, by name; they are to live until this returns."""
+        ``joint``: with ``beside``, and only then, the rows' adapters.
+        """
         length = slots.grow()
         self._bind(slots)
         embeds_BE: torch.Tensor = self._embedding(tokens_B)
         lengths_B, length_1 = slots.lengths_B.int(), torch.tensor([length], dtype=torch.int32)
         logits_BV = embeds_BE.new_empty(len(tokens_B), self._embedding.num_embeddings)
-        inputs = {"embeds": embeds_BE, "lengths": lengths_B, "length": length_1, **others}
+        inputs = {"embeds": embeds_BE, "lengths": lengths_B, "length": length_1, **_inputs(joint)}
         for name, tensor in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, _type(tensor), tuple(tensor.shape), tensor.data_ptr())
+            self._binding.bind_input(name, "cpu", 0, _TYPES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
         self._binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_BV.shape), logits_BV.data_ptr())
         self._session.run_with_iobinding(self._binding)
         slots.lengths_B = slots.lengths_B + 1
@@ -137,23 +129,6 @@ class PackedStep:
             place = ("cpu", 0, np.float32, (slots.rows, *tensor.shape[1:]), tensor.data_ptr())
             self._binding.bind_input(name, *place)
             self._binding.bind_output(f"{name}.after", *place)
-
-
-class PackedStepBeside(PackedStep):
-    """The same for rows of which each may have adapters beside the projections."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model, beside=True)
-
-    @torch.no_grad()
-    def __call__(self, slots: Slots, tokens_B: torch.Tensor, joint: Joint) -> torch.Tensor:  # type: ignore[override]
-        """Append a token to every row of ``slots``. Returns logits (B, vocabulary), float32."""
-        matrices = {
-            f"{layer}.{name}": matrix
-            for name, stacked in joint.matrices.items()
-            for layer, matrix in enumerate(stacked.unbind())
-        }
-        return self._run(slots, tokens_B, {_SEEN: joint.seen_BR, **matrices})
 
 
 class _Graph:
@@ -305,9 +280,16 @@ def _mlp(graph: _Graph, name: str, mlp: Any, normed: str) -> str:
     return graph.projection(f"{name}.mlp.down_proj", mlp.down_proj, gated)
 
 
+def _inputs(joint: Joint | None) -> dict[str, torch.Tensor]:
+    if joint is None:
+        return {}
+    matrices = {
+        f"{layer}.{name}": matrix
+        for name, stacked in joint.matrices.items()
+        for layer, matrix in enumerate(stacked.unbind())
+    }
+    return {_SEEN: joint.seen_BR, **matrices}
+
+
 def _epsilon(module: Any) -> float:
     return float(module.variance_epsilon)
-
-
-def _type(tensor: torch.Tensor) -> type[np.generic]:
-    return _TYPES[tensor.dtype]

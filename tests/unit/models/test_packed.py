@@ -16,14 +16,7 @@ from elm_agent.models.decoding import Decoder, Row, decode
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.lowrank import Adapter, joint, sizes
 from elm_agent.models.network import Network
-from elm_agent.models.packed import (
-    PackedStep,
-    PackedStepBeside,
-    packed_bytes,
-    packed_step,
-    packed_step_beside,
-    why_unpacked,
-)
+from elm_agent.models.packed import PackedStep, packed_bytes, packed_step, why_unpacked
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import step
 from elm_agent.testing.tiny import write_tiny_model
@@ -152,7 +145,7 @@ def test_rows_with_adapters_of_their_own_draw_the_same_tokens_with_it(
         network = Network(model, pack=pack)
         low, other = adapter_of(network, rank=3, seed=1), adapter_of(network, rank=2, seed=2)
         drawn.append(drawn_with(network, [low, None, other, low, adapter_of(network, rank=4, seed=3)]))
-        assert isinstance(network.quick_step_beside, PackedStepBeside) == pack
+        assert (network.quick_step_beside is not None) == pack
     quick, slow = drawn
     assert [row.tokens for row in quick] == [row.tokens for row in slow]
     for mine, theirs in zip(quick, slow, strict=True):
@@ -219,7 +212,7 @@ def test_what_cannot_be_packed_says_why(
     network = open_model(**model)
     assert why in str(why_unpacked(network))
     assert packed_step(network) is None
-    assert packed_step_beside(network) is None
+    assert packed_step(network, beside=True) is None
 
 
 def test_narrow_heads_and_a_lack_of_memory_leave_the_weights_as_they_are(
