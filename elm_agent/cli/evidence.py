@@ -134,7 +134,9 @@ def _run(
                 together=together,
             )
         except KeyboardInterrupt:
-            show.note(f"stopped; {teller.done} answers are in {out}, and the same command goes on with them")
+            show.note(
+                f"stopped; {teller.done} of the answers asked for are in {out}; the same command goes on with them"
+            )
             raise
     _sum_up(show, lines, out)
 

@@ -24,7 +24,7 @@ class Slots:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.lengths_B = torch.empty(0, dtype=torch.long)
-        self._most = 0
+        self._most = self._reach = 0  # positions: of the longest row at its end; that any row has written so far
 
     @property
     def rows(self) -> int:
@@ -42,6 +42,7 @@ class Slots:
         lengths = mask_BL.sum(dim=1).tolist()
         first, padded = self.rows, mask_BL.shape[1]
         self.lengths_B = torch.cat([self.lengths_B.to(mask_BL.device), mask_BL.sum(dim=1)])
+        self._reach = max(self._reach, *lengths)
         self._reserve(states, self.rows, max(lengths))
         for layer, (keys, values) in enumerate(states):
             for row, length in enumerate(lengths):
@@ -50,11 +51,13 @@ class Slots:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Free all other slots. Those kept move together in this order, which must ascend."""
+        lengths = self.lengths_B.tolist()
         for states in (*self.keys, *self.values):
             for slot, row in enumerate(rows):
                 if slot != row:
-                    states[slot] = states[row]
-            states[len(rows) : self.rows] = 0  # what a row leaves may be NaN, see _enlarged
+                    states[slot, :, : lengths[row]] = states[row, :, : lengths[row]]
+                    states[slot, :, lengths[row] : self._reach] = 0  # it may be NaN, see _enlarged
+            states[len(rows) : self.rows, :, : self._reach] = 0
         self.lengths_B = self.lengths_B[list(rows)]
 
     def forget(self, counts: Sequence[int]) -> None:
@@ -64,6 +67,7 @@ class Slots:
     def grow(self, more: int = 1) -> int:
         """Make room for so many more positions in every row, and return how many the longest row then has."""
         longest = int(self.lengths_B.max()) + more
+        self._reach = max(self._reach, longest)
         self._reserve(list(zip(self.keys, self.values, strict=True)), self.rows, longest)
         return longest
 

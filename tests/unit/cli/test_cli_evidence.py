@@ -155,7 +155,7 @@ def test_ctrl_c_says_how_to_go_on(elm: Elm, tiny: Path, monkeypatch: pytest.Monk
     tasks = ["--tasks", write_questions(3), "--methods", "zero_shot", "--together", 1]
     result = elm(*words(tiny, "online", *tasks))
     assert result.exit_code == 130
-    assert "stopped; 2 answers are in run, and the same command goes on with them" in result.stderr
+    assert "stopped; 2 of the answers asked for are in run; the same command goes on with them" in result.stderr
     result = elm(*words(tiny, "online", *tasks))
     assert result.exit_code == 0, result.output
     assert len(read_run(Path("run")).lines) == 4
