@@ -213,10 +213,10 @@ class _Slotted:
             self._slots.forget(wrong)
         counts = [len(piece) for piece in pieces]
         tokens_N = torch.tensor([token for piece in pieces for token in piece], device=self._network.device)
-        adapters = [adapter for adapter, count in zip(self._adapters, counts, strict=True) for _ in range(count)]
         several = counts if max(counts) > 1 else None
         if several is None and (logits_NV := self._quickly(tokens_N)) is not None:
             return logits_NV
+        adapters = [adapter for adapter, count in zip(self._adapters, counts, strict=True) for _ in range(count)]
         with self._network.beside(adapters):
             return wide(step(self._network.model, self._slots, tokens_N, several))
 

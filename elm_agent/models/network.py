@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +26,9 @@ from elm_agent.models.slots import Slots
 from elm_agent.models.sparing import recomputed
 from elm_agent.models.step import why_unknown, window_of
 from elm_agent.models.tree import Tree, tree_of
+
+if TYPE_CHECKING:
+    from elm_agent.models.packed import PackedStep
 
 
 @dataclass(slots=True)
@@ -114,20 +117,19 @@ class Network:
             from elm_agent.models.recorded import RecordedStep
 
             return RecordedStep(self.model)
-        if self._pack and self.device.type == "cpu":
-            from elm_agent.models.packed import packed_step
-
-            return packed_step(self.model)
-        return None
+        return self._packed_step()
 
     @cached_property
     def quick_step_beside(self) -> Callable[[Slots, torch.Tensor, Joint], torch.Tensor] | None:
         """The same for rows of which some have adapters."""
-        if self._pack and self.device.type == "cpu":
-            from elm_agent.models.packed import packed_step
+        return self._packed_step(beside=True)
 
-            return packed_step(self.model, beside=True)
-        return None
+    def _packed_step(self, *, beside: bool = False) -> PackedStep | None:
+        if not (self._pack and self.device.type == "cpu"):
+            return None
+        from elm_agent.models.packed import packed_step
+
+        return packed_step(self.model, beside=beside)
 
     @property
     def width(self) -> int:

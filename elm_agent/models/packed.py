@@ -10,7 +10,7 @@ a graph of; knows nothing of rows, text or memories. Figures: docs/LOG.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,22 +105,23 @@ class PackedStep:
         ``joint``: with ``beside``, and only then, the rows' adapters.
         """
         length = slots.grow()
-        self._bind(slots)
+        self._bind(slots, {} if joint is None else joint.matrices)
         embeds_BE: torch.Tensor = self._embedding(tokens_B)
         lengths_B, length_1 = slots.lengths_B.int(), torch.tensor([length], dtype=torch.int32)
         logits_BV = embeds_BE.new_empty(len(tokens_B), self._embedding.num_embeddings)
-        inputs = {"embeds": embeds_BE, "lengths": lengths_B, "length": length_1, **_inputs(joint)}
-        for name, tensor in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, _TYPES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+        inputs = {"embeds": embeds_BE, "lengths": lengths_B, "length": length_1}
+        for name, tensor in (inputs if joint is None else {**inputs, _SEEN: joint.seen_BR}).items():
+            self._bind_input(name, tensor)
         self._binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_BV.shape), logits_BV.data_ptr())
         self._session.run_with_iobinding(self._binding)
         slots.lengths_B = slots.lengths_B + 1
         return logits_BV
 
-    def _bind(self, slots: Slots) -> None:
-        """Let the graph read and write the slots where they are, if they are not where they were."""
+    def _bind(self, slots: Slots, matrices: Mapping[str, torch.Tensor]) -> None:
+        """Let the graph read and write slots, and read matrices, where they are, if they are not where they were."""
         states = [tensor for pair in zip(slots.keys, slots.values, strict=True) for tensor in pair]
-        where = (slots.rows, *slots.keys[0].shape, *(tensor.data_ptr() for tensor in states))
+        shapes = [*slots.keys[0].shape, *(size for stacked in matrices.values() for size in stacked.shape)]
+        where = (slots.rows, *shapes, *(tensor.data_ptr() for tensor in (*states, *matrices.values())))
         if where == self._bound:
             return
         self._binding, self._bound = self._session.io_binding(), where
@@ -129,6 +130,12 @@ class PackedStep:
             place = ("cpu", 0, np.float32, (slots.rows, *tensor.shape[1:]), tensor.data_ptr())
             self._binding.bind_input(name, *place)
             self._binding.bind_output(f"{name}.after", *place)
+        for name, stacked in matrices.items():
+            for layer, matrix in enumerate(stacked.unbind()):
+                self._bind_input(f"{layer}.{name}", matrix)
+
+    def _bind_input(self, name: str, tensor: torch.Tensor) -> None:
+        self._binding.bind_input(name, "cpu", 0, _TYPES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
 
 
 class _Graph:
@@ -278,17 +285,6 @@ def _mlp(graph: _Graph, name: str, mlp: Any, normed: str) -> str:
     up = graph.projection(f"{name}.mlp.up_proj", mlp.up_proj, normed)
     gated = graph.node("Mul", [gate, up], [f"{name}.gated"])
     return graph.projection(f"{name}.mlp.down_proj", mlp.down_proj, gated)
-
-
-def _inputs(joint: Joint | None) -> dict[str, torch.Tensor]:
-    if joint is None:
-        return {}
-    matrices = {
-        f"{layer}.{name}": matrix
-        for name, stacked in joint.matrices.items()
-        for layer, matrix in enumerate(stacked.unbind())
-    }
-    return {_SEEN: joint.seen_BR, **matrices}
 
 
 def _epsilon(module: Any) -> float:
