@@ -2,7 +2,8 @@
 
 Knows nothing of text. A row's random numbers come from its own seed, so that a row draws the same tokens
 whatever else is in the batch (up to rounding of the logits), and whatever was guessed about it: a guess is read
-ahead, and counts if the row then draws it.
+ahead, and counts if the row then draws it. Rows that began alike and have drawn the same so far are one row of the
+network until they part.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ def token_scores(logits_BV: torch.Tensor, tokens_B: torch.Tensor) -> tuple[torch
 class Decoder:
     """Rows in flight. They join with what they have read, draw a token at every step, and leave when they are done.
 
-    A row with drafts draws more in a step when they are right.
+    A row with drafts draws more in a step when they are right. On a CPU, where every row of a step costs time, rows
+    that have read and drawn the same share a place in the batch; on a GPU recorded steps would be recorded anew.
     Where the network's layers are known, rows have slots in one key-value store, and others may join at any step.
     Elsewhere transformers keeps the batch, so a batch has to be done before the next one begins: see ``open``.
     """
@@ -90,6 +92,9 @@ class Decoder:
         self._network = network
         self._ends = frozenset(end_ids)
         self._flight: _Slotted | _Batched = _Slotted(network) if network.why_slow is None else _Batched(network)
+        self._sharing = network.device.type == "cpu"
+        self._places = 0  # of the batch, that are taken
+        self._place: list[int] = []  # for each row, which of them is its
         self._uniforms: list[np.ndarray | None] = []
         self._logits_NV: torch.Tensor | None = None  # after each token that was read last
         self._at: list[int] = []  # for each row, where among them those of its next token are
@@ -102,12 +107,20 @@ class Decoder:
         return not self.rows or isinstance(self._flight, _Slotted)
 
     def join(self, prefix: Prefix, logits_BV: torch.Tensor, rows: Sequence[Row]) -> None:
-        """Take on B rows that ``prefix`` holds (it is consumed); ``logits_BV`` are those of their first tokens."""
+        """Take on rows: ``prefix`` holds what each has read, and is consumed; or the one row with which all of them
+        begin, and stays as it is. ``logits_BV`` are those of the first tokens."""
+        if len(logits_BV) == 1:
+            alike = 1 if self._sharing else len(rows)
+            prefix, logits_BV = prefix.shared(alike), logits_BV.expand(alike, -1)
+        begun = range(len(rows)) if len(logits_BV) == len(rows) else [0] * len(rows)
         longest = max(row.max_new_tokens for row in rows)
-        self._flight.join(prefix, int(prefix.mask_BL.sum(dim=1).max()) + longest)
+        most = int(prefix.mask_BL.sum(dim=1).max()) + longest
+        self._flight.join(prefix, most, len(self.rows) + len(rows))
         first = 0 if self._logits_NV is None else self._logits_NV.shape[0]
         self._logits_NV = logits_BV if self._logits_NV is None else torch.cat([self._logits_NV, logits_BV])
-        self._at += range(first, first + len(rows))
+        self._at += [first + number for number in begun]
+        self._place += [self._places + number for number in begun]
+        self._places += len(logits_BV)
         self._guesses += [[] for _ in rows]
         self._uniforms += [row.uniforms() if row.temperature > 0 else None for row in rows]
         self.rows += rows
@@ -160,12 +173,21 @@ class Decoder:
         return True
 
     def _read(self) -> None:
-        """Read the token that each row drew last, and new guesses, in place of the old ones that it did not draw."""
+        """Read the token that each row drew last, and new guesses, in place of the old ones that it did not draw.
+
+        Rows of one place who go on alike stay together, the others part.
+        """
         wrong = [len(guess) for guess in self._guesses]
         self._guesses = self._new_guesses()
-        pieces = [[row.tokens[-1], *guess] for row, guess in zip(self.rows, self._guesses, strict=True)]
-        self._logits_NV = self._flight.step(pieces, wrong)
-        self._at = [end - len(piece) for piece, end in zip(pieces, accumulate(map(len, pieces)), strict=True)]
+        pieces = [(row.tokens[-1], *guess) for row, guess in zip(self.rows, self._guesses, strict=True)]
+        ways = list(zip(self._place, wrong, pieces, strict=True))
+        parted = sorted(dict.fromkeys(ways), key=lambda way: way[0])
+        if (kept := [place for place, _, _ in parted]) != list(range(self._places)):
+            self._flight.keep(kept)
+        self._place, self._places = [parted.index(way) for way in ways], len(parted)
+        self._logits_NV = self._flight.step([piece for _, _, piece in parted], [count for _, count, _ in parted])
+        firsts = [0, *accumulate(len(piece) for _, _, piece in parted)]
+        self._at = [firsts[place] for place in self._place]
 
     def _new_guesses(self) -> list[list[int]]:
         drafting = sum(row.drafts is not None for row in self.rows)
@@ -182,10 +204,11 @@ class Decoder:
             self.rows = [self.rows[index] for index in kept]
             self._uniforms = [self._uniforms[index] for index in kept]
             self._at = [self._at[index] for index in kept]
+            self._place = [self._place[index] for index in kept]
             self._guesses = [self._guesses[index] for index in kept]
-            self._flight.keep(kept)
             if not kept:
-                self._logits_NV = None
+                self._flight.keep([])
+                self._logits_NV, self._places = None, 0
 
 
 class _Slotted:
@@ -197,8 +220,8 @@ class _Slotted:
         self._adapters: list[Adapter | None] = []
         self._joint: Joint | None = None  # of these adapters and perhaps of rows that have left
 
-    def join(self, prefix: Prefix, most: int) -> None:
-        self._slots.add(prefix.states(), prefix.mask_BL, most=most)
+    def join(self, prefix: Prefix, most: int, rows: int) -> None:
+        self._slots.add(prefix.states(), prefix.mask_BL, most=most, slots=rows)
         self._adapters += prefix.adapters_B
 
     def keep(self, rows: list[int]) -> None:
@@ -238,8 +261,8 @@ class _Batched:
         self._network = network
         self._prefix: Prefix | None = None
 
-    def join(self, prefix: Prefix, most: int) -> None:
-        del most  # it takes room as it goes
+    def join(self, prefix: Prefix, most: int, rows: int) -> None:
+        del most, rows  # it takes room as it goes
         assert self._prefix is None
         self._prefix = prefix
 
@@ -267,7 +290,7 @@ def decode(
 ) -> None:
     """Fill ``rows`` token by token until each has ended or reached its limit.
 
-    ``prefix`` holds the B rows already read (it is consumed), ``logits_BV`` their next-token logits.
+    ``prefix`` and ``logits_BV`` as in ``Decoder.join``.
     """
     decoder = Decoder(network, end_ids)
     decoder.join(prefix, logits_BV, rows)

@@ -186,7 +186,7 @@ class LocalModel:
     def _draw(self, start: Start, rows: Sequence[Row], cancelled: Callable[[], bool]) -> list[Row]:
         """On the network that has read ``start``, in a batch of its own; answers go between its tokens."""
         decoder, group = Decoder(start.prefix.network, self.end_ids), list(rows)
-        decoder.join(start.prefix.shared(len(group)), start.logits_1V.expand(len(group), -1), group)
+        decoder.join(start.prefix, start.logits_1V, group)
         while decoder.rows:
             if cancelled():
                 raise JobCancelled("stopped among its rollouts, as asked")

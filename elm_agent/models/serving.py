@@ -275,14 +275,14 @@ class Serving:
         source = flights[0].source
         if isinstance(source, Start):
             group = [flight for flight in flights if flight.source is source]
-            prefix, logits_BV = source.prefix.shared(len(group)), source.logits_1V.expand(len(group), -1)
+            prefix, logits_BV = source.prefix, source.logits_1V
         else:
             asking = [(flight, flight.source) for flight in flights if isinstance(flight.source, GenerationRequest)]
             taken, prefix, logits_BV = self._reader.read([request for _, request in asking], self._embed)
             group = [asking[index][0] for index in taken]
         started = time.perf_counter()
-        for flight, length in zip(group, prefix.mask_BL.sum(dim=1).tolist(), strict=True):
-            flight.row, flight.started = self._row(flight, int(length)), started
+        for flight, length in zip(group, prefix.mask_BL.sum(dim=1).expand(len(group)).tolist(), strict=True):
+            flight.row, flight.started = self._row(flight, length), started
         decoder.join(prefix, logits_BV, [flight.row for flight in group])
         return [flight for flight in flights if flight not in group]
 

@@ -31,32 +31,42 @@ class Slots:
         return int(self.lengths_B.shape[0])
 
     def add(
-        self, states: Sequence[tuple[torch.Tensor, torch.Tensor]], mask_BL: torch.Tensor, *, most: int = sys.maxsize
+        self,
+        states: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        mask_BL: torch.Tensor,
+        *,
+        most: int = sys.maxsize,
+        slots: int = 0,
     ) -> None:
         """Append rows: keys and values (B, H, L, D) of each layer, of which the last positions of a row are real.
 
         ``mask_BL``: bool, False at the pads on the left, which are dropped. ``most``: positions of the longest of
-        them at its end.
+        them at its end. ``slots``: how many may come to be in use.
         """
         self._most = max(self._most, most)
         lengths = mask_BL.sum(dim=1).tolist()
         first, padded = self.rows, mask_BL.shape[1]
         self.lengths_B = torch.cat([self.lengths_B.to(mask_BL.device), mask_BL.sum(dim=1)])
         self._reach = max(self._reach, *lengths)
-        self._reserve(states, self.rows, max(lengths))
+        self._reserve(states, max(self.rows, slots), max(lengths))
         for layer, (keys, values) in enumerate(states):
             for row, length in enumerate(lengths):
                 self.keys[layer][first + row, :, :length] = keys[row, :, padded - length :]
                 self.values[layer][first + row, :, :length] = values[row, :, padded - length :]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Free all other slots. Those kept move together in this order, which must ascend."""
+        """Free all other slots. Those kept move together in this order, which must not descend; one that is named
+        several times is copied."""
+        if len(rows) > self.rows:
+            self.widen(len(rows))
         lengths = self.lengths_B.tolist()
+        moves = [(slot, row) for slot, row in enumerate(rows) if slot != row]
+        down = [(slot, row) for slot, row in moves if slot < row]
+        up = [(slot, row) for slot, row in moves if slot > row]
         for states in (*self.keys, *self.values):
-            for slot, row in enumerate(rows):
-                if slot != row:
-                    states[slot, :, : lengths[row]] = states[row, :, : lengths[row]]
-                    states[slot, :, lengths[row] : self._reach] = 0  # it may be NaN, see _enlarged
+            for slot, row in (*down, *reversed(up)):  # none is overwritten unread
+                states[slot, :, : lengths[row]] = states[row, :, : lengths[row]]
+                states[slot, :, lengths[row] : self._reach] = 0  # it may be NaN, see _enlarged
             states[len(rows) : self.rows, :, : self._reach] = 0
         self.lengths_B = self.lengths_B[list(rows)]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from elm_agent.models.decoding import Row, decode, pick_tokens, token_scores
+from elm_agent.models.decoding import Decoder, Row, decode, pick_tokens, token_scores
 from elm_agent.models.network import Network, left_pad, positions_of
 from elm_agent.models.slots import Slots
 
@@ -81,6 +83,75 @@ def test_rows_of_a_batch_are_what_they_would_be_alone(architecture: str, tiny_ne
             assert len(row.logprobs) == len(row.certainties) == len(row.tokens)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "mistral", "gpt2", "gemma3_text"])
+def test_rows_that_have_drawn_the_same_are_one_row_until_they_part(architecture: str, tiny_network: object) -> None:
+    network: Network = tiny_network(architecture)  # type: ignore[operator]
+    ends = {3, 70, 71, 72, 100, 101}
+    start, other = network.embed([65, 66, 67, 68]), network.embed([70, 80])
+
+    def rows() -> list[Row]:
+        first, *others = [Row(max_new_tokens=limit) for limit in (4, 9, 9)]  # who leaves first began the place
+        return [first, *(Row(max_new_tokens=9, temperature=0.2, seed=seed) for seed in range(6)), *others]
+
+    together, late = rows(), rows()[1:4]
+    decoder = Decoder(network, sorted(ends))
+    before, widest = decoder._flight.step, 0
+
+    def stepped(pieces: Sequence[Sequence[int]], wrong: Sequence[int]) -> torch.Tensor:
+        nonlocal widest
+        going = {id(row): tuple(row.tokens) for row in decoder.rows}
+        begun = {key: key in {id(row) for row in late} for key in going}
+        assert len(pieces) == len({(begun[key], tokens) for key, tokens in going.items()})
+        widest = max(widest, len(going) - len(pieces))
+        return before(pieces, wrong)
+
+    decoder._flight.step = stepped  # type: ignore[method-assign]
+    with torch.no_grad():
+        prefix, logits_1V = network.read([start])
+        decoder.join(prefix, logits_1V, together)
+        decoder.step()
+        decoder.step()
+        if decoder.open:  # others begin elsewhere
+            decoder.join(*network.read([other]), late)
+        while decoder.rows:
+            decoder.step()
+        assert prefix.mask_BL.shape[1] == prefix.states()[0][0].shape[2] == 4  # as it was
+        assert widest >= 3
+        for text, group in ((start, together), (other, late if late[0].tokens else [])):
+            for row, alone in zip(group, rows() if group is together else rows()[1:4], strict=False):
+                decode(network, *network.read([text]), [alone], sorted(ends))
+                assert (row.tokens, row.finished) == (alone.tokens, alone.finished)
+                assert row.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+                assert row.certainties == pytest.approx(alone.certainties, abs=1e-5)
+
+
+def test_where_a_row_more_costs_nothing_each_has_its_place(tiny_network: object) -> None:
+    network: Network = tiny_network("llama")  # type: ignore[operator]
+    decoder = Decoder(network, ())
+    decoder._sharing = False
+    with torch.no_grad():
+        decoder.join(*network.read([network.embed([65, 66])]), [Row(max_new_tokens=3) for _ in range(4)])
+        decoder.step()
+    assert decoder._places == 4
+
+
+def test_slots_are_copied_and_moved_in_any_order_that_does_not_descend() -> None:
+    """Every such choice of at most five out of three rows, against plain indexing."""
+    torch.manual_seed(0)
+    states, mask_BL = torch.randn(3, 2, 5, 4), torch.ones(3, 5, dtype=torch.bool)
+    mask_BL[1, :2] = False
+    for count in range(6):
+        for rows in itertools.combinations_with_replacement(range(3), count):
+            slots = Slots()
+            slots.add([(states, -states)], mask_BL)
+            before, lengths_B = slots.keys[0].clone(), slots.lengths_B.clone()
+            slots.keep(rows)
+            assert slots.lengths_B.tolist() == lengths_B[list(rows)].tolist()
+            assert torch.equal(slots.keys[0][:count], before[list(rows)])
+            assert torch.equal(slots.values[0][:count], -before[list(rows)])
+            assert slots.keys[0][count:].abs().sum() == 0
+
+
 def test_what_a_row_leaves_in_its_slot_does_not_reach_the_row_that_comes_there() -> None:
     slots, mask_BL = Slots(), torch.ones(3, 5, dtype=torch.bool)
     mask_BL[2, :3] = False
@@ -111,3 +182,7 @@ def test_slots_have_room_for_what_rows_may_draw_and_no_more() -> None:
     slots.lengths_B[0] = 999
     assert slots.grow() == 1000
     assert slots.keys[0].shape[2] == 1000
+    few = Slots()
+    few.add([(states[:1], states[:1])], mask_BL[:1], most=80, slots=3)  # two more may part from it
+    assert few.keys[0].shape == (3, 2, 80, 4)
+    assert few.rows == 1

@@ -104,7 +104,7 @@ def drawn(network: Network, rows: list[Row], patch: pytest.MonkeyPatch) -> int:
     with torch.no_grad(), patch.context() as inside:
         inside.setattr(decoding, "step", counted)
         prefix, logits_1V = network.read([network.embed([65, 66, 67, 68])])
-        decoding.decode(network, prefix.shared(len(rows)), logits_1V.expand(len(rows), -1), rows, [70, 71, 72])
+        decoding.decode(network, prefix, logits_1V, rows, [70, 71, 72])
     return passes
 
 

@@ -101,7 +101,7 @@ def test_rows_on_a_twin_say_with_which_probability_they_drew_each_token(tmp_path
     rows = [Row(max_new_tokens=4), Row(max_new_tokens=4, temperature=0.5, seed=1)]
     with torch.no_grad():
         prefix, logits_1V = twin.read([text])
-        decode(twin, prefix.shared(2), logits_1V.expand(2, -1), rows, ())
+        decode(twin, prefix, logits_1V, rows, ())
         for row in rows:
             whole = twin.model(inputs_embeds=torch.cat([text, twin.embed(row.tokens)])[None]).logits[0, 2:-1]
             chances = (whole / (row.temperature or 1.0)).log_softmax(-1)
