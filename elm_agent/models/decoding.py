@@ -25,6 +25,7 @@ from elm_agent.models.step import step
 
 _GUESSES = 3  # tokens of a row that are read ahead at most
 _POSITIONS = 32  # of all rows, guesses among them: beyond, each costs as much as the ones before
+_IN_CACHE = 2**17  # numbers of which a processor core keeps some copies near
 
 
 @dataclass(slots=True)
@@ -62,11 +63,19 @@ def pick_tokens(logits_BV: torch.Tensor, temperatures_B: torch.Tensor, uniforms_
     sampled = temperatures_B > 0
     if not bool(sampled.any()):
         return greedy_B
-    scaled_BV = logits_BV.double() / torch.where(sampled, temperatures_B, 1.0)[:, None]
+    # On a CPU a few rows at a time: what is between two sums then never leaves the core.
+    few = max(1, _IN_CACHE // logits_BV.shape[-1]) if logits_BV.device.type == "cpu" else len(logits_BV)
+    divisors_B = torch.where(sampled, temperatures_B, 1.0)
+    parts = [slice(first, first + few) for first in range(0, len(logits_BV), few)]
+    draws_B = torch.cat([_inverse_cdf(logits_BV[part], divisors_B[part], uniforms_B[part]) for part in parts])
+    return torch.where(sampled, draws_B.clamp(max=logits_BV.shape[-1] - 1), greedy_B)
+
+
+def _inverse_cdf(logits_BV: torch.Tensor, temperatures_B: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
+    scaled_BV = logits_BV.double() / temperatures_B[:, None]
     cdf_BV = scaled_BV.softmax(dim=-1).cumsum(dim=-1)
     # The sum may end a little below 1: scale by it, so that the last token is reachable and none is overrun.
-    draws_B = torch.searchsorted(cdf_BV, (uniforms_B * cdf_BV[:, -1])[:, None], right=True)[:, 0]
-    return torch.where(sampled, draws_B.clamp(max=logits_BV.shape[-1] - 1), greedy_B)
+    return torch.searchsorted(cdf_BV, (uniforms_B * cdf_BV[:, -1])[:, None], right=True)[:, 0]
 
 
 def token_scores(logits_BV: torch.Tensor, tokens_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,6 +149,7 @@ class Decoder:
     def _draw(self, drawing: list[int]) -> None:
         """Draw a token for these rows from the logits at hand."""
         assert self._logits_NV is not None
+        drawing = sorted(drawing, key=self._at.__getitem__)  # where none share, logits are then as they lie
         at, rows = [self._at[index] for index in drawing], [self.rows[index] for index in drawing]
         logits_BV = self._logits_NV if at == list(range(self._logits_NV.shape[0])) else self._logits_NV[at]
         uniforms = [self._uniforms[index] for index in drawing]
@@ -181,7 +191,7 @@ class Decoder:
         self._guesses = self._new_guesses()
         pieces = [(row.tokens[-1], *guess) for row, guess in zip(self.rows, self._guesses, strict=True)]
         ways = list(zip(self._place, wrong, pieces, strict=True))
-        parted = sorted(dict.fromkeys(ways), key=lambda way: way[0])
+        parted = sorted(dict.fromkeys(ways), key=lambda way: way[0])  # so that most stay where they are
         if (kept := [place for place, _, _ in parted]) != list(range(self._places)):
             self._flight.keep(kept)
         self._place, self._places = [parted.index(way) for way in ways], len(parted)

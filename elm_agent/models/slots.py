@@ -55,19 +55,16 @@ class Slots:
                 self.values[layer][first + row, :, :length] = values[row, :, padded - length :]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Free all other slots. Those kept move together in this order, which must not descend; one that is named
-        several times is copied."""
+        """Free all other slots. Those kept move together in this order; one that is named several times is copied."""
         if len(rows) > self.rows:
             self.widen(len(rows))
-        lengths = self.lengths_B.tolist()
         moves = [(slot, row) for slot, row in enumerate(rows) if slot != row]
-        down = [(slot, row) for slot, row in moves if slot < row]
-        up = [(slot, row) for slot, row in moves if slot > row]
+        to_M, from_M = torch.tensor(moves, dtype=torch.long, device=self.lengths_B.device).view(-1, 2).T
         for states in (*self.keys, *self.values):
-            for slot, row in (*down, *reversed(up)):  # none is overwritten unread
-                states[slot, :, : lengths[row]] = states[row, :, : lengths[row]]
-                states[slot, :, lengths[row] : self._reach] = 0  # it may be NaN, see _enlarged
-            states[len(rows) : self.rows, :, : self._reach] = 0
+            reached = states[:, :, : self._reach]
+            if moves:
+                reached.index_copy_(0, to_M, reached[from_M])
+            reached[len(rows) : self.rows] = 0  # it may be NaN, see _enlarged
         self.lengths_B = self.lengths_B[list(rows)]
 
     def forget(self, counts: Sequence[int]) -> None:
