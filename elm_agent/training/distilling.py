@@ -187,7 +187,7 @@ def pull(student: LearningPrompt, one: Taught, *, tokens: int) -> tuple[float, i
     network = student.network
     with torch.no_grad():
         teacher_TV = logits_of(network, one.prefix, one)
-    student_TV = logits_of(network, student.read(one.text_ids), one)
+    student_TV = logits_of(network, student.read(one.text_ids)[0], one)
     loss = numerics.kl_divergence(teacher_TV, student_TV).sum() / tokens
     torch.autograd.backward(loss)
     written_T = torch.tensor(one.tokens, device=student_TV.device)

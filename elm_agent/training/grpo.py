@@ -111,9 +111,8 @@ class GrpoTrainer:
         text_ids, last_id = prompt_ids[:-1], prompt_ids[-1]
         # 2a. G completions from the current memory; or the one that is imitated.
         tick = time.perf_counter()
-        prefix = self.model.compute(partial(memory.read, text_ids))
-        embeds_TE = memory.embeds(text_ids)
-        rows = target or self._group(recipe, prefix, embeds_TE, last_id, course.seed, step, drafts, cancelled)
+        prefix, start = self.model.compute(partial(read_question, memory, prompt_ids))
+        rows = target or self._group(recipe, start, course.seed, step, drafts, cancelled)
         refuse_unsound(rows, step)
         seconds_rollout = time.perf_counter() - tick
         # 2b. Votes are the rewards: 1 for the most common answer's class, else 0; or the given answer's.
@@ -150,32 +149,29 @@ class GrpoTrainer:
             return None
         initial = recipe.kl_reference == "initial" and not memory.begins_bare
         with torch.no_grad():
-            return self.model.compute(partial(memory.read if initial else self._bare, text_ids))
+            read = memory.read if initial else self._bare
+            return self.model.compute(partial(read, text_ids))[0]
 
-    def _bare(self, text_ids: Sequence[int]) -> Prefix:
+    def _bare(self, text_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
         network = self.model.network
-        return network.read([network.embed(text_ids)])[0]
+        return network.read([network.embed(text_ids)])
 
     def _greedy(self, recipe: Recipe, prompt_ids: Sequence[int], cancelled: Callable[[], bool]) -> list[Row]:
         """The bare model's most likely completion of the question: what is imitated."""
-        network, text_ids, last_id = self.model.network, prompt_ids[:-1], prompt_ids[-1]
         with torch.no_grad():
-            bare = self.model.compute(partial(self._bare, text_ids))
-            start = self.model.compute(partial(first_token, network, bare, last_id, network.embed(text_ids)))
+            bare, logits_1V = self.model.compute(partial(self._bare, prompt_ids))
+        start = Start(bare, logits_1V, self.model.network.embed(prompt_ids))
         return self.model.sample(start, [Row(max_new_tokens=recipe.max_new_tokens)], cancelled)
 
     def _group(
         self,
         recipe: Recipe,
-        prefix: Prefix,
-        embeds_TE: torch.Tensor | None,
-        last_id: int,
+        start: Start,
         seed: int,
         step: int,
         drafts: Drafts | None,
         cancelled: Callable[[], bool],
     ) -> list[Row]:
-        start = self.model.compute(partial(first_token, prefix.network, prefix, last_id, embeds_TE))
         if recipe.rollout_weights != "exact":
             start.prefix.network = self.model.twin(recipe.rollout_weights)  # it draws what follows
         return sample_group(self.model, start, recipe, seed=seed, step=step, cancelled=cancelled, drafts=drafts)
@@ -187,16 +183,18 @@ def rollout_seed(seed: int, step: int, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-@torch.no_grad()
-def first_token(network: Network, prefix: Prefix, last_id: int, embeds_TE: torch.Tensor | None = None) -> Start:
-    """What the group's rollouts begin with: the one row in ``prefix`` and the last prompt token, without gradient.
-
-    ``embeds_TE``: all that is in ``prefix``, for an engine that reads by itself.
-    """
-    read = prefix.shared(1, detach=True)
-    logits_1V = network.extend(read, torch.tensor([[last_id]], device=network.device))[:, -1]
-    whole_TE = None if embeds_TE is None else torch.cat([embeds_TE.detach(), network.embed([last_id])])
-    return Start(read, logits_1V, whole_TE)
+def read_question(memory: Learning, prompt_ids: Sequence[int]) -> tuple[Prefix, Start]:
+    """The question as an update reads it, with gradient and without its last token, and what the group's rollouts
+    begin with: all of it, without gradient."""
+    network, embeds_TE = memory.network, memory.embeds(prompt_ids)
+    whole_TE = None if embeds_TE is None else embeds_TE.detach()
+    if network.why_slow is None:  # both by one pass: what a position has read does not change with those after it
+        whole, logits_1V = memory.read(prompt_ids)
+        return whole.cut(1), Start(whole.shared(1, detach=True), logits_1V.detach(), whole_TE)
+    prefix, _ = memory.read(prompt_ids[:-1])
+    read, last_11 = prefix.shared(1, detach=True), torch.tensor([prompt_ids[-1:]], device=network.device)
+    with torch.no_grad():
+        return prefix, Start(read, network.extend(read, last_11)[:, -1], whole_TE)
 
 
 def sample_group(
@@ -261,7 +259,7 @@ def _pull(
         sparing = budget <= longest
         for parameter in memory.parameters:
             parameter.grad = None
-        prefix, budget = memory.read(text_ids), budget // 2
+        prefix, budget = memory.read(text_ids)[0], budget // 2
 
 
 def fitting_rows(network: Network, prefix: Prefix, longest: int) -> int:

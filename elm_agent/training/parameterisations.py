@@ -48,8 +48,11 @@ class Learning(ABC):
         """The leaves at the beginning, a function of question, recipe and seed."""
 
     @abstractmethod
-    def read(self, prompt_ids: Sequence[int]) -> Prefix:
-        """One row: the memory and then these tokens, with gradient. The model is to be held."""
+    def read(self, prompt_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
+        """One row: the memory and then these tokens, and logits (1, vocabulary) after them, with gradient.
+
+        The model is to be held.
+        """
 
     def embeds(self, prompt_ids: Sequence[int]) -> torch.Tensor | None:
         """All that ``read`` reads, (T, E), for an engine that reads by itself; None where it is more than that."""
@@ -76,8 +79,8 @@ class LearningPrompt(Learning):
     def embeds(self, prompt_ids: Sequence[int]) -> torch.Tensor:
         return torch.cat([self.prompt_VE.to(self.network.dtype), self.network.embed(prompt_ids)])
 
-    def read(self, prompt_ids: Sequence[int]) -> Prefix:
-        return self.network.read([self.embeds(prompt_ids)])[0]
+    def read(self, prompt_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
+        return self.network.read([self.embeds(prompt_ids)])
 
     def kept(self) -> SoftPrompt:
         return SoftPrompt(_stored(self.prompt_VE))
@@ -107,11 +110,11 @@ class LearningPrefix(Learning):
         wide = torch.promote_types(self.network.dtype, torch.float32)
         return torch.cat([keys for keys, _ in states]).to(wide), torch.cat([values for _, values in states]).to(wide)
 
-    def read(self, prompt_ids: Sequence[int]) -> Prefix:
+    def read(self, prompt_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
         dtype = self.network.dtype
         states = zip(self.keys_LHVD.to(dtype), self.values_LHVD.to(dtype), strict=True)
         begun = self.network.begin([(keys[None], values[None]) for keys, values in states])
-        return self.network.read([self.network.embed(prompt_ids)], begun)[0]
+        return self.network.read([self.network.embed(prompt_ids)], begun)
 
     def kept(self) -> KeyValues:
         return KeyValues(_stored(self.keys_LHVD), _stored(self.values_LHVD))
@@ -143,9 +146,9 @@ class LearningLowRank(Learning):
         self.adapter = Adapter(self.matrices, recipe.lora_scale)
         return [matrix.requires_grad_(True) for matrix in self.matrices.values()]
 
-    def read(self, prompt_ids: Sequence[int]) -> Prefix:
+    def read(self, prompt_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
         begun = self.network.begin(adapters_B=[self.adapter])
-        return self.network.read([self.network.embed(prompt_ids)], begun)[0]
+        return self.network.read([self.network.embed(prompt_ids)], begun)
 
     def kept(self) -> LowRank:
         return LowRank({name: _stored(matrix) for name, matrix in self.matrices.items()}, self.adapter.scale)
@@ -164,8 +167,8 @@ class LearningWeights(Learning):
         self.network = Network(copied.to(wide))
         return list(self.network.model.requires_grad_(True).parameters())
 
-    def read(self, prompt_ids: Sequence[int]) -> Prefix:
-        return self.network.read([self.network.embed(prompt_ids)])[0]
+    def read(self, prompt_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
+        return self.network.read([self.network.embed(prompt_ids)])
 
     def kept(self) -> Weights:
         return Weights(self.network.model.requires_grad_(False))

@@ -21,7 +21,7 @@ from elm_agent.protocols import GenerationRequest
 from elm_agent.records import Recipe
 from elm_agent.softprompt import SoftPrompt
 from elm_agent.tasks import get_task
-from elm_agent.training.grpo import GrpoTrainer, first_token
+from elm_agent.training.grpo import GrpoTrainer
 
 CHAT = [{"role": "user", "content": "What is 2 + 3?"}]
 PATIENCE = 300  # seconds; what is waited for takes a moment
@@ -133,10 +133,10 @@ def test_a_stream_comes_in_pieces_and_may_be_given_up(model: LocalModel) -> None
 
 
 def begin(model: LocalModel) -> Start:
-    *ids, last_id = model.encode(CHAT)
-    embeds_TE = torch.cat([soft_prompt(model).prompt_VE.to(model.network.device), model.network.embed(ids)])
+    prompt_VE = soft_prompt(model).prompt_VE.to(model.network.device)
+    embeds_TE = torch.cat([prompt_VE, model.network.embed(model.encode(CHAT))])
     with torch.no_grad():
-        return first_token(model.network, model.network.read([embeds_TE])[0], last_id, embeds_TE)
+        return Start(*model.network.read([embeds_TE]), embeds_TE)
 
 
 def test_rollouts_say_how_likely_they_were_to_who_drew_them(model: LocalModel) -> None:

@@ -132,7 +132,7 @@ def test_the_gradient_is_that_of_the_slow_reference(wide: LocalModel, kind: str,
         reference, _ = wide.network.read([wide.network.embed(asked[:-1])])
     pull = update.backward(
         memory.network,
-        memory.read(asked[:-1]),
+        grpo.read_question(memory, asked)[0],
         reference,
         asked[-1],
         rows,
@@ -157,7 +157,7 @@ def test_a_finite_difference_is_the_gradient(wide: LocalModel) -> None:
 
         def logprob(memory: Learning = memory) -> torch.Tensor:
             tokens_BT, mask_BT = update.completions(COMPLETIONS[:1], wide.network.device)
-            prefix = memory.read(asked[:-1])
+            prefix, _ = memory.read(asked[:-1])
             return memory.network.logprobs(prefix, asked[-1], tokens_BT, mask_BT, 1.0).sum()
 
         logprob().backward()  # type: ignore[no-untyped-call]
@@ -229,11 +229,10 @@ def test_rollouts_are_drawn_from_the_memory(wide: LocalModel) -> None:
     asked = prompt_ids(wide)
     for kind in KINDS:
         memory = begun(wide, kind)
-        prefix = memory.read(asked[:-1])
-        start = grpo.first_token(prefix.network, prefix, asked[-1])
+        prefix, start = grpo.read_question(memory, asked)
         rows = wide.sample(start, [Row(max_new_tokens=6, temperature=1.0, seed=n) for n in range(3)], lambda: False)
         tokens_BT, mask_BT = update.completions([row.tokens for row in rows], wide.network.device)
-        found = memory.network.logprobs(memory.read(asked[:-1]), asked[-1], tokens_BT, mask_BT, 1.0)
+        found = memory.network.logprobs(prefix, asked[-1], tokens_BT, mask_BT, 1.0)
         for row, logprobs in zip(rows, found.tolist(), strict=True):
             assert row.logprobs == pytest.approx(logprobs[: len(row.tokens)], abs=1e-5)
 
