@@ -271,10 +271,25 @@ class VerificationSettings(_Section):
         False,
         description="where the two differ, the memory is heard in words too: its question and voted answer as a turn",
     )
+    lead: int = Field(
+        0,
+        ge=0,
+        description="votes by which another answer has to lead the plain one, which stands otherwise; 0: a tie is "
+        "the verifier's (paper)",
+    )
     prm_path: Path | None = Field(None, description="folder of a process reward model (Qwen2.5-Math-PRM format)")
     prm_aggregate: Literal["product", "min", "last"] = Field(
         "product", description="how the scores of the steps become one"
     )
+
+    @model_validator(mode="after")
+    def _reachable(self) -> VerificationSettings:
+        if self.lead > (most := self.opinions + self.example):
+            raise ValueError(
+                f"lead ({self.lead}) is more than any answer can be ahead: memory and plain answer have a vote each, "
+                f"opinions and example bring {most}"
+            )
+        return self
 
 
 class WorkerSettings(_Section):

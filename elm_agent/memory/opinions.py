@@ -1,7 +1,7 @@
 """Further memories are heard where the nearest one's answer and the plain one differ: all answers vote.
 
-A tie is the verifier's, so without a further memory this is the choice between two (METHOD section 3). Numbers and
-texts in, a choice out; generates nothing.
+A tie is the verifier's, so without a further memory this is the choice between two (METHOD section 3); or the plain
+answer stands unless another leads it. Numbers and texts in, a choice out; generates nothing.
 """
 
 from __future__ import annotations
@@ -41,12 +41,21 @@ def undecided(decided: Decision) -> bool:
     return differ and memory is not None and memory.answer is not None and plain.answer is not None
 
 
-def hear(question: str, decided: Decision, opinions: Sequence[Candidate], task: Task, verifier: Verifier) -> Heard:
+def hear(
+    question: str,
+    decided: Decision,
+    opinions: Sequence[Candidate],
+    task: Task,
+    verifier: Verifier,
+    *,
+    lead: int = 0,
+) -> Heard:
     """Let both candidates and the opinions of further memories vote.
 
     An answer that most of them gave is returned; of several that equally many gave, the one that the verifier scores
     highest, where of equals the plain one stands. An opinion that wins against both candidates takes the place of the
-    memory's. ``decided``: for which ``undecided`` holds.
+    memory's. ``decided``: for which ``undecided`` holds. ``lead``: votes by which an answer has to be ahead of the
+    plain one, which stands otherwise.
 
     Raises:
         TaskError, VerificationError: answers cannot be compared, or a tie cannot be settled.
@@ -56,15 +65,28 @@ def hear(question: str, decided: Decision, opinions: Sequence[Candidate], task: 
     classes = group_answers([one.answer for one in voters], task.equivalent).classes
     most = max(map(len, classes))
     tied = [members for members in classes if len(members) == most]
+    plain = next(members for members in classes if PLAIN in members)
     winners, scores = tied[0], {}
-    if len(tied) > 1:
+    if most - len(plain) < lead:
+        winners = plain
+    elif len(tied) > 1:
         scores = _scores(question, voters, sorted(place for members in tied for place in members), verifier)
         winners = max(tied, key=lambda members: (max(scores[place] for place in members), PLAIN in members))
-    said = f"{most} of {len(voters)} answers say {str(voters[winners[0]].answer)[:80]!r}"
-    settled = f"{said}, the verifier's choice of {len(tied)} such" if scores else said
+    settled = f"{len(winners)} of {len(voters)} answers say {str(voters[winners[0]].answer)[:80]!r}"
+    if scores:
+        settled += f", the verifier's choice of {len(tied)} such"
+    elif most > len(plain) and winners is plain:
+        settled += f", and no other leads it by {lead}"
     voters[FIRST:] = [replace(one, score=scores.get(place)) for place, one in enumerate(opinions, FIRST)]
     decision, speaker = _spoken(replace(decided, reason=joined(decided.reason, settled)), voters, winners)
-    return Heard(decision=decision, votes=most, voters=len(voters), opinions=tuple(voters[FIRST:]), speaker=speaker)
+    return Heard(
+        decision=decision, votes=len(winners), voters=len(voters), opinions=tuple(voters[FIRST:]), speaker=speaker
+    )
+
+
+def stay(decided: Decision) -> Decision:
+    """The plain answer, for which ``undecided`` holds."""
+    return replace(decided, route=Route.ZERO_SHOT, answer=decided.zero_shot.answer, text=decided.zero_shot.text)
 
 
 def stood(said: Candidate, decision: Decision, task: Task) -> Route:
@@ -97,8 +119,7 @@ def _scores(
 def _spoken(decided: Decision, voters: Sequence[Candidate], winners: Sequence[int]) -> tuple[Decision, int | None]:
     """The decision for the class of ``winners``, and which opinion speaks for the memories from now on."""
     if PLAIN in winners:
-        plain = decided.zero_shot
-        return replace(decided, route=Route.ZERO_SHOT, answer=plain.answer, text=plain.text), None
+        return stay(decided), None
     speaker = voters[winners[0]]
     decision = replace(decided, route=Route.MEMORY, answer=speaker.answer, text=speaker.text, memory=speaker)
     return decision, None if winners[0] == MEMORY else winners[0] - FIRST

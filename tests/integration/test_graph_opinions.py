@@ -176,8 +176,36 @@ def test_a_memory_that_cannot_be_read_has_no_say(opened: Open, monkeypatch: pyte
     assert out["explanation"]["budget"]["opinions"] == {"votes": 1, "voters": 3, "memories": [near[2]]}
 
 
-def test_where_hearing_them_fails_the_answer_stands(opened: Open) -> None:
-    runtime = opened()
+@pytest.mark.parametrize(
+    ("lead", "answer", "route", "why"),
+    [
+        (1, "3", "memory", "2 of 4 answers say '3'"),
+        (2, "1", "zero_shot", "1 of 4 answers say '1', and no other leads"),
+    ],
+)
+def test_with_a_lead_the_plain_answer_stands_until_enough_say_something_else(
+    opened: Open, lead: int, answer: str, route: str, why: str
+) -> None:
+    runtime = opened(verification={"opinions": 2, "lead": lead})
+    near = taught(runtime, ["2", "3", "3", "2"])
+    out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
+    assert (out["answer"], out["route"]) == (answer, route)
+    assert why in out["reason"]
+    assert out["memory_id"] == (near[1] if route == "memory" else near[0])
+    assert out["explanation"]["budget"]["opinions"]["votes"] == int(why[0])
+
+
+def test_with_a_lead_a_memory_alone_does_not_change_an_answer(opened: Open) -> None:
+    runtime = opened(verification={"opinions": 1, "lead": 1})
+    graph = build_graph(runtime)
+    graph.invoke({"question": LEARNT[0]})
+    out = graph.invoke(ASKED, context=EXPLAIN)
+    assert (out["answer"], out["route"], out["reason"]) == ("1", "zero_shot", "1 of 2 answers say '1'")
+
+
+@pytest.mark.parametrize(("lead", "answer", "route"), [(0, "2", "memory"), (1, "1", "zero_shot")])
+def test_where_hearing_them_fails_the_answer_stands(opened: Open, lead: int, answer: str, route: str) -> None:
+    runtime = opened(verification={"opinions": 2, "lead": lead})
     near = taught(runtime, ["2", "3", "3", "2"])
     model: Any = runtime.model
     reply = model.reply
@@ -189,5 +217,5 @@ def test_where_hearing_them_fails_the_answer_stands(opened: Open) -> None:
 
     model.reply = broken
     out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
-    assert (out["answer"], out["route"], out["memory_id"]) == ("2", "memory", near[0])
+    assert (out["answer"], out["route"], out["memory_id"]) == (answer, route, near[0])
     assert "no further memory was heard: RuntimeError: the row broke" in out["reason"]

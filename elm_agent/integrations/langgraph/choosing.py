@@ -13,7 +13,7 @@ from elm_agent.integrations.langgraph.state import CandidateState, Heard, Opinio
 from elm_agent.memory.answering import Decision, ask, candidate, decide, decide_alone, describe, joined
 from elm_agent.memory.example import example_of, with_turns
 from elm_agent.memory.explaining import explanation
-from elm_agent.memory.opinions import hear, stood, undecided
+from elm_agent.memory.opinions import hear, stay, stood, undecided
 from elm_agent.memory.recall import Recall
 from elm_agent.memory.tiers import Chosen, Sample, choose, vote
 from elm_agent.protocols import RowStream
@@ -53,7 +53,8 @@ def routed(runtime: Runtime, state: State, late_zero_shot: Callable[[], Candidat
     # two rows were generated after all where one should have been enough
     update: Update = {"tier": Tier.NORMAL.value} if state.get("tier") == Tier.CHEAP else {}
     tallies: dict[str, Any] = {}
-    if (state.get("opinions") or state.get("asks_example")) and undecided(decision):
+    asked = state.get("opinions") or state.get("asks_example") or runtime.settings.verification.lead
+    if asked and undecided(decision):
         decision, tallies, served = _heard(runtime, state, decision)
         update |= served
     if state.get("tier") == Tier.THOROUGH:
@@ -123,8 +124,9 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
     """What further memories, and the nearest one in words, make of it, their rows drawn in one batch. Also the tally,
     who serves and who spoke.
 
-    A failure costs their say, not the answer.
+    A failure costs their say, not the answer; where one has to lead the plain answer, that one stands.
     """
+    lead = runtime.settings.verification.lead
     try:
         homes = _readable(runtime, state.get("opinions", []))
         rows = [
@@ -144,12 +146,13 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
         ]
         if in_words is not None:  # the last voice, and no further memory's
             opinions.append(candidate(in_words.result(), task=runtime.task, memory_id=state["memory_id"]))
-        if not opinions:
+        if not opinions and not lead:
             return decision, {}, {}
-        heard = hear(state["question"], decision, opinions, runtime.task, runtime.verifier)
+        heard = hear(state["question"], decision, opinions, runtime.task, runtime.verifier, lead=lead)
     except Exception as error:
         logger.warning("no further memory was heard", exc_info=error)
-        return _without(decision, "no further memory was heard", error), {}, {}
+        stands = stay(decision) if lead else decision
+        return _without(stands, "no further memory was heard", error), {}, {}
     tally = {"votes": heard.votes, "voters": heard.voters, "memories": [home["memory_id"] for home in homes]}
     spoke = [_spoke(home, said) for home, said in zip(homes, heard.opinions, strict=False)]
     told: Update = {"heard": spoke} if homes else {}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elm_agent.errors import VerificationError
+from elm_agent import Settings
+from elm_agent.errors import SettingsError, VerificationError
 from elm_agent.memory.answering import decide
 from elm_agent.memory.opinions import Heard, hear, stood, undecided
 from elm_agent.records import Candidate, Route, Verdict
@@ -36,10 +37,37 @@ def said(answer: str | None, score: float = -1.0, memory: str | None = None) -> 
     )
 
 
-def heard(memory: Candidate, plain: Candidate, *opinions: Candidate) -> Heard:
+def heard(memory: Candidate, plain: Candidate, *opinions: Candidate, lead: int = 0) -> Heard:
     decided = decide("?", memory, plain, TASK, MeanLogprob())
     assert undecided(decided)
-    return hear("?", decided, opinions, TASK, MeanLogprob())
+    return hear("?", decided, opinions, TASK, MeanLogprob(), lead=lead)
+
+
+@pytest.mark.parametrize(
+    ("opinions", "lead", "expected"),
+    [
+        ((), 0, (Route.MEMORY, "2", "1 of 2 answers say '2', the verifier's choice of 2 such")),
+        ((), 1, (Route.ZERO_SHOT, "1", "1 of 2 answers say '1'")),
+        (("2",), 1, (Route.MEMORY, "2", "2 of 3 answers say '2'")),
+        (("2",), 2, (Route.ZERO_SHOT, "1", "1 of 3 answers say '1', and no other leads it by 2")),
+        (("2", "1", "2"), 2, (Route.ZERO_SHOT, "1", "2 of 5 answers say '1', and no other leads it by 2")),
+        (("2", "3", "2"), 2, (Route.MEMORY, "2", "3 of 5 answers say '2'")),
+        (("1", "1", "2"), 2, (Route.ZERO_SHOT, "1", "3 of 5 answers say '1'")),
+        (("3", "3", "2"), 1, (Route.MEMORY, "2", "2 of 5 answers say '2', the verifier's choice of 2 such")),
+    ],
+)
+def test_another_answer_has_to_lead_the_plain_one(
+    opinions: tuple[str, ...], lead: int, expected: tuple[Route, str, str]
+) -> None:
+    found = heard(said("2", -0.1, "near"), said("1", -3.0), *(said(one, -3.0, "o") for one in opinions), lead=lead)
+    assert (found.decision.route, found.decision.answer, found.decision.reason) == expected
+    assert found.votes == int(expected[2][0])
+
+
+def test_a_lead_that_nothing_can_reach_is_refused() -> None:
+    assert Settings(verification={"lead": 2, "opinions": 1, "example": True}).verification.lead == 2
+    with pytest.raises(SettingsError, match=r"lead \(2\) is more than any answer can be ahead: .* bring 1"):
+        Settings(verification={"lead": 2, "opinions": 1})
 
 
 def test_an_opinion_settles_it_whatever_the_verifier_likes() -> None:

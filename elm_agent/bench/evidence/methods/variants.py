@@ -42,6 +42,7 @@ BUNDLES: dict[str, dict[str, dict[str, Any]]] = {
     "clear": {"learning": {"min_vote_share": 0.75}},
     "opinions": {"verification": {"opinions": 2}},
     "example": {"verification": {"example": True}},
+    "careful": {"verification": {"lead": 2}},
     "replay": {"learning": {"replay_rollouts": 16}},
     "harm": {"utility": {"quarantine_harm": 0.9}},
     "early": {"learning": {"stop_when_settled": 2, "skip_equal_rewards": True}},
