@@ -27,6 +27,9 @@ _GUESSES = 3  # tokens of a row that are read ahead at most
 _POSITIONS = 32  # of all rows, guesses among them: beyond, each costs as much as the ones before
 _IN_CACHE = 2**17  # numbers of which a processor core keeps some copies near
 
+_Way = tuple[int, int, tuple[int, ...]]
+"""How rows go on: their place, how many of their guesses were wrong, and what they read next."""
+
 
 @dataclass(slots=True)
 class Row:
@@ -59,21 +62,20 @@ def pick_tokens(logits_BV: torch.Tensor, temperatures_B: torch.Tensor, uniforms_
 
     ``logits_BV`` float32; ``uniforms_B`` float64 in [0, 1).
     """
-    greedy_B = logits_BV.argmax(dim=-1)
     sampled = temperatures_B > 0
     if not bool(sampled.any()):
-        return greedy_B
+        return logits_BV.argmax(dim=-1)
     # On a CPU a few rows at a time: what is between two sums then never leaves the core.
     few = max(1, _IN_CACHE // logits_BV.shape[-1]) if logits_BV.device.type == "cpu" else len(logits_BV)
     divisors_B = torch.where(sampled, temperatures_B, 1.0)
     parts = [slice(first, first + few) for first in range(0, len(logits_BV), few)]
     draws_B = torch.cat([_inverse_cdf(logits_BV[part], divisors_B[part], uniforms_B[part]) for part in parts])
-    return torch.where(sampled, draws_B.clamp(max=logits_BV.shape[-1] - 1), greedy_B)
+    draws_B = draws_B.clamp(max=logits_BV.shape[-1] - 1)
+    return draws_B if bool(sampled.all()) else torch.where(sampled, draws_B, logits_BV.argmax(dim=-1))
 
 
 def _inverse_cdf(logits_BV: torch.Tensor, temperatures_B: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
-    scaled_BV = logits_BV.double() / temperatures_B[:, None]
-    cdf_BV = scaled_BV.softmax(dim=-1).cumsum(dim=-1)
+    cdf_BV = (logits_BV / temperatures_B[:, None]).softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     # The sum may end a little below 1: scale by it, so that the last token is reachable and none is overrun.
     return torch.searchsorted(cdf_BV, (uniforms_B * cdf_BV[:, -1])[:, None], right=True)[:, 0]
 
@@ -191,7 +193,7 @@ class Decoder:
         self._guesses = self._new_guesses()
         pieces = [(row.tokens[-1], *guess) for row, guess in zip(self.rows, self._guesses, strict=True)]
         ways = list(zip(self._place, wrong, pieces, strict=True))
-        parted = sorted(dict.fromkeys(ways), key=lambda way: way[0])  # so that most stay where they are
+        parted = _settled(list(dict.fromkeys(ways)))
         if (kept := [place for place, _, _ in parted]) != list(range(self._places)):
             self._flight.keep(kept)
         self._place, self._places = [parted.index(way) for way in ways], len(parted)
@@ -219,6 +221,16 @@ class Decoder:
             if not kept:
                 self._flight.keep([])
                 self._logits_NV, self._places = None, 0
+
+
+def _settled(ways: Sequence[_Way]) -> list[_Way]:
+    """The order of ways by which fewest move: one of each place stays there, others take the places that are free."""
+    stay: dict[int, _Way] = {}
+    for way in ways:
+        if way[0] < len(ways):
+            stay.setdefault(way[0], way)
+    others = iter([way for way in ways if stay.get(way[0]) is not way])
+    return [stay[place] if place in stay else next(others) for place in range(len(ways))]
 
 
 class _Slotted:
