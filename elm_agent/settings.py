@@ -267,6 +267,10 @@ class VerificationSettings(_Section):
         le=32,
         description="further memories that answer where the two differ: all vote, a tie is the verifier's; 0: paper",
     )
+    opinions_by: Literal["prompt", "words"] = Field(
+        "prompt",
+        description="how further memories answer: as the nearest one does, or after their question and voted answer",
+    )
     example: bool = Field(
         False,
         description="where the two differ, the memory is heard in words too: its question and voted answer as a turn",

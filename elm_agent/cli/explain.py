@@ -36,7 +36,9 @@ def show_explanation(out: Output, told: Mapping[str, Any]) -> None:
     asked = "not asked" if not judged["asked"] else "higher is better"
     out.say(f"\nanswers, verifier {judged['name']} ({asked})")
     rows = [(whose, short(told["answers"][whose], 40), _score(judged[whose])) for whose in ("memory", "zero_shot")]
-    rows += [(one["memory_id"], short(one["answer"], 40), _score(one["score"])) for one in told.get("heard", [])]
+    for one in told.get("heard", []):
+        whose = f"{one['memory_id']}, in words" if one.get("in_words") else one["memory_id"]
+        rows.append((whose, short(one["answer"], 40), _score(one["score"])))
     for key, whose in (("example", "after its example"), ("by_prompt", "by its prompt")):
         if (said := told.get(key)) is not None:
             rows.append((whose, short(said["answer"], 40), _score(said["score"])))

@@ -98,6 +98,7 @@ def explanation(
                 "answer": one["candidate"]["answer"],
                 "score": one["candidate"]["score"],
                 "route": one["route"],
+                "in_words": one.get("in_words", False),
             }
             for one in heard
         ],

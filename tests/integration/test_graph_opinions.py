@@ -176,6 +176,37 @@ def test_a_memory_that_cannot_be_read_has_no_say(opened: Open, monkeypatch: pyte
     assert out["explanation"]["budget"]["opinions"] == {"votes": 1, "voters": 3, "memories": [near[2]]}
 
 
+def test_further_memories_answer_in_words_where_that_is_wanted(opened: Open) -> None:
+    runtime = opened(verification={"opinions": 2, "opinions_by": "words"})
+    near = taught(runtime, ["2", "9", "9", "9"])
+    model: Any = runtime.model
+    by_prompt = model.reply
+    turns = {runtime.bank.memory("default", memory).question: memory for memory in near}
+    said = dict(zip(near, ["2", "3", "3", "2"], strict=True))
+
+    def reply(prompt: str, memory_id: str | None) -> str:
+        before = [memory for question, memory in turns.items() if question in prompt]
+        return said[before[0]] if before else str(by_prompt(prompt, memory_id))
+
+    model.reply = reply
+    out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
+    assert (out["answer"], out["route"], out["memory_id"]) == ("3", "memory", near[1])
+    assert "2 of 4 answers say '3'" in out["reason"]
+    asked = [row for batch in model.batches for row in batch]
+    assert [row.prefix and row.prefix.memory_id for row in asked] == [near[0], None, None, None]
+    assert [(one["memory_id"], one["in_words"]) for one in out["heard"]] == [(near[0], False), (near[2], True)]
+    assert [one["in_words"] for one in out["explanation"]["heard"]] == [False, True]
+    assert noted(runtime)[near[2]] == ("memory", "3", "3")
+
+
+def test_a_further_memory_without_words_answers_by_its_prompt(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = opened(verification={"opinions": 2, "opinions_by": "words"})
+    near = taught(runtime, ["2", "3", "3", "2"])
+    monkeypatch.setattr("elm_agent.integrations.langgraph.choosing.example_of", lambda *_: None)
+    out = build_graph(runtime).invoke(ASKED, context=EXPLAIN)
+    assert (out["answer"], out["memory_id"], out["heard"][1]["in_words"]) == ("3", near[1], False)
+
+
 @pytest.mark.parametrize(
     ("lead", "answer", "route", "why"),
     [

@@ -122,24 +122,16 @@ def _decided(runtime: Runtime, state: State, zero_shot: Candidate) -> Decision:
 
 def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision, dict[str, Any], Update]:
     """What further memories, and the nearest one in words, make of it, their rows drawn in one batch. Also the tally,
-    who serves and who spoke.
+    who serves and who spoke. A further memory that has no words speaks by its prompt.
 
     A failure costs their say, not the answer; where one has to lead the plain answer, that one stands.
     """
-    lead = runtime.settings.verification.lead
+    lead, by_words = runtime.settings.verification.lead, runtime.settings.verification.opinions_by == "words"
     try:
         homes = _readable(runtime, state.get("opinions", []))
-        rows = [
-            ask(
-                state["question"],
-                model=runtime.model,
-                task=runtime.task,
-                max_new_tokens=runtime.settings.max_new_tokens,
-                prefix=runtime.bank.prompt(home["namespace"], home["memory_id"]),
-            )
-            for home in homes
-        ]
-        in_words = _asked_in_words(runtime, state) if state.get("asks_example") else None
+        worded = [_asked_in_words(runtime, state, home) if by_words else None for home in homes]
+        rows = [row or _asked_by_prompt(runtime, state, home) for row, home in zip(worded, homes, strict=True)]
+        in_words = _asked_in_words(runtime, state, _nearest(state)) if state.get("asks_example") else None
         opinions = [
             candidate(row.result(), task=runtime.task, memory_id=home["memory_id"])
             for row, home in zip(rows, homes, strict=True)
@@ -154,7 +146,10 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
         stands = stay(decision) if lead else decision
         return _without(stands, "no further memory was heard", error), {}, {}
     tally = {"votes": heard.votes, "voters": heard.voters, "memories": [home["memory_id"] for home in homes]}
-    spoke = [_spoke(home, said) for home, said in zip(homes, heard.opinions, strict=False)]
+    spoke = [
+        _spoke(home, said, in_words=row is not None)
+        for home, said, row in zip(homes, heard.opinions, worded, strict=False)
+    ]
     told: Update = {"heard": spoke} if homes else {}
     if in_words is not None:
         told["example"] = asdict(heard.opinions[-1])
@@ -170,9 +165,19 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
     return heard.decision, {"opinions": tally}, told | served
 
 
-def _asked_in_words(runtime: Runtime, state: State) -> Future[Generation] | RowStream | None:
+def _asked_by_prompt(runtime: Runtime, state: State, home: Opinion) -> Future[Generation] | RowStream:
+    """The row of the question with the memory."""
+    return ask(
+        state["question"],
+        model=runtime.model,
+        task=runtime.task,
+        max_new_tokens=runtime.settings.max_new_tokens,
+        prefix=runtime.bank.prompt(home["namespace"], home["memory_id"]),
+    )
+
+
+def _asked_in_words(runtime: Runtime, state: State, home: Opinion) -> Future[Generation] | RowStream | None:
     """The row of the question after the memory's own example; None where it has none, or none that fits."""
-    home = _nearest(state)
     namespace, memory_id = home["namespace"], home["memory_id"]
     try:
         memory, episode = runtime.bank.memory(namespace, memory_id), runtime.bank.episode(namespace, memory_id)
@@ -200,10 +205,10 @@ def _nearest(state: State) -> Opinion:
     )
 
 
-def _spoke(home: Opinion, said: Candidate) -> Heard:
+def _spoke(home: Opinion, said: Candidate, *, in_words: bool = False) -> Heard:
     """How it stood is known when the answer is."""
     plain = cast(CandidateState, asdict(said))
-    return Heard(**home, use_id=new_id("use"), route=Route.OUTVOTED.value, candidate=plain)
+    return Heard(**home, use_id=new_id("use"), route=Route.OUTVOTED.value, candidate=plain, in_words=in_words)
 
 
 def _readable(runtime: Runtime, homes: Sequence[Opinion]) -> list[Opinion]:

@@ -82,6 +82,7 @@ class Heard(Opinion):
     use_id: str
     route: str
     candidate: CandidateState
+    in_words: NotRequired[bool]  # it was asked after the memory's own example, not with its prompt
 
 
 def use_of(heard: Heard) -> dict[str, Any]:

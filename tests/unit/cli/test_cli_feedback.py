@@ -74,6 +74,7 @@ def test_what_was_heard_is_shown_beside_both_answers(capsys: pytest.CaptureFixtu
     heard = [
         {"memory_id": "mem_far", "answer": "7", "score": -0.5, "route": "outvoted"},
         {"memory_id": "mem_mute", "answer": None, "score": None, "route": "zero_shot"},
+        {"memory_id": "mem_told", "answer": "8", "score": None, "route": "outvoted", "in_words": True},
     ]
     told = {
         "retrieval": {"ranking": "nearest", "threshold": -1.0, "looked_at": 1, "candidates": [], "abstention": None},
@@ -87,7 +88,7 @@ def test_what_was_heard_is_shown_beside_both_answers(capsys: pytest.CaptureFixtu
     show_explanation(Output(json=False), told)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["mem_far", "7", "-0.500"] in rows
-    assert [row[0] for row in rows if row and row[0].startswith("mem_")] == ["mem_far", "mem_mute"]
+    assert [row[0] for row in rows if row and row[0].startswith("mem_")] == ["mem_far", "mem_mute", "mem_told,"]
 
 
 def test_an_explained_answer(elm: Elm, bank: Bank) -> None:

@@ -41,6 +41,7 @@ BUNDLES: dict[str, dict[str, dict[str, Any]]] = {
     "calibrated": {"abstention": {"mode": "calibrated", "min_uses": 10}},
     "clear": {"learning": {"min_vote_share": 0.75}},
     "opinions": {"verification": {"opinions": 2}},
+    "words": {"verification": {"opinions_by": "words"}},
     "example": {"verification": {"example": True}},
     "careful": {"verification": {"lead": 2}},
     "replay": {"learning": {"replay_rollouts": 16}},
