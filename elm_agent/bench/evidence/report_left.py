@@ -13,7 +13,7 @@ Stint = tuple[str, str | None, str, int]
 
 
 def unfinished(run: StoredRun) -> Iterator[str]:
-    """One sentence for every method, seed and task with fewer answers than there are to be."""
+    """One sentence for every method and task with fewer answers than there are to be, and the seeds that lack alike."""
     answers = [line for line in run.lines if line.phase is Phase.ANSWER]
     done = Counter(
         (line.task, line.source if line.source != line.task else None, line.method, line.seed) for line in answers
@@ -21,11 +21,14 @@ def unfinished(run: StoredRun) -> Iterator[str]:
     methods = run.run.get("methods") or dict.fromkeys(line.method for line in answers)
     seeds = run.run.get("seeds") or sorted({line.seed for line in answers})
     for method in methods:
+        lacking: dict[str, list[int]] = {}
         for seed in seeds:
             for (task, source), whole in _wanted(run, method, seed):
                 if (count := done[task, source, method, seed]) < whole:
                     where = task if source is None else f"{task}, memories from {source}"
-                    yield f"{method}, seed {seed}: {count} of {whole} answers on {where}"
+                    lacking.setdefault(f"{count} of {whole} answers on {where}", []).append(seed)
+        for what, alike in lacking.items():
+            yield f"{method}, seed{'s' * (len(alike) > 1)} {', '.join(map(str, alike))}: {what}"
 
 
 def _wanted(run: StoredRun, method: str, seed: int) -> Iterator[tuple[tuple[str, str | None], int]]:

@@ -336,6 +336,17 @@ def test_an_out_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_seeds_that_lack_alike_are_one_line(tmp_path: Path) -> None:
+    lines = [answer("icl", n, True, seed=seed) for seed in range(3) for n in range(3)] + [
+        answer("elm", 0, True, seed=1)
+    ]
+    folder = write_run(tmp_path / "run", lines, methods=["icl", "elm"], seeds=[0, 1, 2])
+    assert build(read_run(folder)).unfinished == (
+        "elm, seeds 0, 2: 0 of 3 answers on sums",
+        "elm, seed 1: 1 of 3 answers on sums",
+    )
+
+
 def test_what_a_transfer_has_left(tmp_path: Path) -> None:
     sets = {"a": {"name": "sums"}, "b": {"name": "products"}}
     plan = {"tasks": ["b"], "sources": ["a"]}
