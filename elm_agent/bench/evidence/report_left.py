@@ -13,7 +13,7 @@ Stint = tuple[str, str | None, str, int]
 
 
 def unfinished(run: StoredRun) -> Iterator[str]:
-    """One sentence for every method and task with fewer answers than there are to be, and the seeds that lack alike."""
+    """One sentence for what lacks answers by the plan: method, task, and the seeds that lack as many."""
     answers = [line for line in run.lines if line.phase is Phase.ANSWER]
     done = Counter(
         (line.task, line.source if line.source != line.task else None, line.method, line.seed) for line in answers
