@@ -16,7 +16,7 @@ from elm_agent.memory.explaining import explanation
 from elm_agent.memory.opinions import hear, stay, stood, undecided
 from elm_agent.memory.recall import Recall
 from elm_agent.memory.tiers import Chosen, Sample, choose, vote
-from elm_agent.protocols import RowStream
+from elm_agent.protocols import Message, RowStream
 from elm_agent.records import Candidate, Generation, Route, Tier, new_id
 from elm_agent.runtime import Runtime
 from elm_agent.verification import draw_texts
@@ -39,6 +39,26 @@ def tier_of(runtime: Runtime, question: str, options: Options, found: Recall) ->
     if chosen.tier is Tier.CHEAP and options.get("review", "off") != "off":
         return replace(chosen, tier=Tier.NORMAL, reason="a person may be asked, so there is a plain answer to choose")
     return chosen
+
+
+def row_of(
+    runtime: Runtime,
+    state: State,
+    memory: tuple[str, str] | None = None,
+    *,
+    messages: Sequence[Message] | None = None,
+    pieces: bool = False,
+) -> Future[Generation] | RowStream:
+    """Queue a row of the question; see ``memory.answering.ask``. ``memory``: namespace and id, put before it."""
+    return ask(
+        state["question"],
+        model=runtime.model,
+        task=runtime.task,
+        max_new_tokens=runtime.settings.max_new_tokens,
+        prefix=None if memory is None else runtime.bank.prompt(*memory),
+        messages=messages,
+        pieces=pieces,
+    )
 
 
 def routed(runtime: Runtime, state: State, late_zero_shot: Callable[[], CandidateState]) -> Update:
@@ -130,7 +150,10 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
     try:
         homes = _readable(runtime, state.get("opinions", []))
         worded = [_asked_in_words(runtime, state, home) if by_words else None for home in homes]
-        rows = [row or _asked_by_prompt(runtime, state, home) for row, home in zip(worded, homes, strict=True)]
+        rows = [
+            row or row_of(runtime, state, (home["namespace"], home["memory_id"]))
+            for row, home in zip(worded, homes, strict=True)
+        ]
         in_words = _asked_in_words(runtime, state, _nearest(state)) if state.get("asks_example") else None
         opinions = [
             candidate(row.result(), task=runtime.task, memory_id=home["memory_id"])
@@ -165,17 +188,6 @@ def _heard(runtime: Runtime, state: State, decision: Decision) -> tuple[Decision
     return heard.decision, {"opinions": tally}, told | served
 
 
-def _asked_by_prompt(runtime: Runtime, state: State, home: Opinion) -> Future[Generation] | RowStream:
-    """The row of the question with the memory."""
-    return ask(
-        state["question"],
-        model=runtime.model,
-        task=runtime.task,
-        max_new_tokens=runtime.settings.max_new_tokens,
-        prefix=runtime.bank.prompt(home["namespace"], home["memory_id"]),
-    )
-
-
 def _asked_in_words(runtime: Runtime, state: State, home: Opinion) -> Future[Generation] | RowStream | None:
     """The row of the question after the memory's own example; None where it has none, or none that fits."""
     namespace, memory_id = home["namespace"], home["memory_id"]
@@ -184,13 +196,7 @@ def _asked_in_words(runtime: Runtime, state: State, home: Opinion) -> Future[Gen
         example = example_of(memory, episode, runtime.task)
         if example is None:
             return None
-        return ask(
-            state["question"],
-            model=runtime.model,
-            task=runtime.task,
-            max_new_tokens=runtime.settings.max_new_tokens,
-            messages=with_turns(runtime.task, state["question"], [example]),
-        )
+        return row_of(runtime, state, messages=with_turns(runtime.task, state["question"], [example]))
     except (NotFound, InputError) as error:
         logger.warning("memory %s has no example: %s", memory_id, error)
         return None

@@ -19,7 +19,7 @@ from langgraph.runtime import get_runtime
 from elm_agent.integrations.langgraph import choosing, reviewing
 from elm_agent.integrations.langgraph.state import CandidateState, RunContext, State, resolve_options, use_of
 from elm_agent.integrations.langgraph.tracing import trace
-from elm_agent.memory.answering import ask, candidate, check_question, describe, joined
+from elm_agent.memory.answering import candidate, check_question, describe, joined
 from elm_agent.memory.explaining import plain_abstention, plain_scores
 from elm_agent.memory.recall import recall
 from elm_agent.protocols import RowStream
@@ -135,13 +135,7 @@ def plan(state: State) -> list[str]:
 def begin_zero_shot(runtime: Runtime, state: State) -> Future[Generation] | RowStream:
     """Queue the plain row. Raises ``InputError`` when the question does not fit the model."""
     trace(namespace=state["options"]["namespace"])
-    return ask(
-        state["question"],
-        model=runtime.model,
-        task=runtime.task,
-        max_new_tokens=runtime.settings.max_new_tokens,
-        pieces=state["options"].get("pieces", False),
-    )
+    return choosing.row_of(runtime, state, pieces=state["options"].get("pieces", False))
 
 
 def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation] | RowStream:
@@ -153,14 +147,8 @@ def begin_with_memory(runtime: Runtime, state: State) -> Future[Generation] | Ro
         memory_id=state["memory_id"],
         memory_namespace=state["memory_namespace"],
     )
-    return ask(
-        state["question"],
-        model=runtime.model,
-        task=runtime.task,
-        max_new_tokens=runtime.settings.max_new_tokens,
-        prefix=runtime.bank.prompt(state["memory_namespace"], state["memory_id"]),
-        pieces=state["options"].get("pieces", False),
-    )
+    memory = state["memory_namespace"], state["memory_id"]
+    return choosing.row_of(runtime, state, memory, pieces=state["options"].get("pieces", False))
 
 
 def piece_teller(source: str) -> Callable[[str], None]:
