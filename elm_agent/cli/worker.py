@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -49,9 +49,9 @@ def worker(
     with opened_runtime(options, owns_index=False, **LEARNT_ELSEWHERE) as runtime:
         learner = runtime.worker(concurrency=concurrency, observe=lambda name, detail: _tell(out, name, detail))
         out.note(f"learning with {runtime.model.fingerprint.name}; Ctrl-C stops")
-        with _stopped_by_signals(learner.stop) as stopped:
+        with _stopped_by_signals(learner.stop) as signals:
             taken = learner.run(once=once)
-        if stopped.is_set():
+        if signals:
             raise KeyboardInterrupt
         waiting = ", but some wait for another attempt or run elsewhere: see `elm-agent jobs list`"
         out.note(f"{taken} jobs taken; none is due{'' if learner.idle() else waiting}")
@@ -62,9 +62,9 @@ def _learn_on_ray(runtime: Runtime, out: Output, *, once: bool) -> None:
     runner = cast("RayRunner", runtime.runner)
     out.note(f"learning with {runtime.model.fingerprint.name} on Ray; Ctrl-C stops")
     told: tuple[object, ...] = ()
-    with _stopped_by_signals(lambda: None) as stopped:
+    with _stopped_by_signals(lambda: None) as signals:
         idle = False
-        while not stopped.is_set() and not (idle and once):
+        while not signals and not (idle and once):
             idle = runner.wait_idle(_LOOK_SECONDS)
             status = runner.status()
             now = (status.wanted, status.problem, *((actor.name, actor.state) for actor in status.actors))
@@ -72,8 +72,8 @@ def _learn_on_ray(runtime: Runtime, out: Output, *, once: bool) -> None:
                 _tell_status(out, status)
             told = now
             if idle and not once:
-                stopped.wait(_LOOK_SECONDS)
-    if stopped.is_set():
+                time.sleep(_LOOK_SECONDS)
+    if signals:
         raise KeyboardInterrupt
     out.note("no job is due")
 
@@ -87,19 +87,20 @@ def _tell_status(out: Output, status: RayStatus) -> None:
 
 
 @contextmanager
-def _stopped_by_signals(ask: Callable[[], None]) -> Iterator[threading.Event]:
-    """The first signal calls ``ask``, which asks the worker to stop between two steps, the second interrupts it."""
-    stopped = threading.Event()
+def _stopped_by_signals(ask: Callable[[], None]) -> Iterator[Sequence[int]]:
+    """The signals that came: the first calls ``ask``, which asks the worker to stop between two steps, the second
+    interrupts it."""
+    came: list[int] = []  # not an event: a handler would wait for its lock for ever
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        if stopped.is_set():
+    def stop(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
             raise KeyboardInterrupt
-        stopped.set()
         ask()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopped
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

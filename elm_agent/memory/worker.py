@@ -12,6 +12,8 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from elm_agent.errors import InputError, JobCancelled, LeaseLost, ModelMismatch, NotFound, StorageError, TrainingError
@@ -92,9 +94,8 @@ class Worker:
         self._refit = refit
         self._upkeep = upkeep or (lambda: None)
         self._observe = observe or (lambda _name, _detail: None)
-        self._stopping = threading.Event()
-        self._finishing = threading.Event()
-        self._wake = threading.Event()
+        self._stopping = self._finishing = False
+        self._woken: SimpleQueue[None] = SimpleQueue()  # not an event: a handler would wait for its lock for ever
         self._turn = threading.Lock()
         self._in_hand: dict[str, Lease] = {}  # by id; a job that was given back is not ours to report on any more
 
@@ -113,7 +114,7 @@ class Worker:
         def loop(slot: int) -> None:
             while True:
                 with self._turn:  # one idle slot looks, the others wait for their turn
-                    if self._stopping.is_set() or self._finishing.is_set():
+                    if self._stopping or self._finishing:
                         return
                     if not once:
                         self._upkeep()
@@ -121,8 +122,7 @@ class Worker:
                     if lease is None:
                         if once:
                             return
-                        if self._wake.wait(self._poll_seconds):
-                            self._wake.clear()
+                        self._doze()
                         continue
                 taken[slot] += 1
                 self._work(lease)
@@ -161,23 +161,31 @@ class Worker:
 
     def wake(self) -> None:
         """Look for a job now instead of at the next poll."""
-        self._wake.set()
+        self._woken.put(None)
 
     def stop(self) -> None:
-        """Stop after the current training step; its job goes back to the queue. For good, and from any thread."""
-        self._stopping.set()
-        self._wake.set()
+        """Stop after the current training step; its job goes back to the queue. For good, from any thread or
+        signal handler."""
+        self._stopping = True
+        self._woken.put(None)
 
     def finish(self) -> None:
-        """Take no more jobs, and end when those in hand are done. For good, and from any thread."""
-        self._finishing.set()
-        self._wake.set()
+        """Take no more jobs, and end when those in hand are done. For good, from any thread or signal handler."""
+        self._finishing = True
+        self._woken.put(None)
 
     def idle(self) -> bool:
         """Whether none of the jobs that this worker takes is queued or running, here or elsewhere."""
         return self.bank.jobs.idle(self.model.id, self.tasks)
 
     # --- one job -----------------------------------------------------------------------------------------
+
+    def _doze(self) -> None:
+        """Until the next poll, or until ``wake``."""
+        with suppress(Empty):
+            self._woken.get(timeout=self._poll_seconds)
+            while True:  # all at once
+                self._woken.get_nowait()
 
     def _claim(self, *, patient: bool) -> Lease | None:
         try:
@@ -212,7 +220,7 @@ class Worker:
                     model_fingerprint=self.model,
                     observe=observe,
                     gate=self._gate,
-                    cancelled=lambda: heartbeat.lost or heartbeat.cancel_requested or self._stopping.is_set(),
+                    cancelled=lambda: heartbeat.lost or heartbeat.cancel_requested or self._stopping,
                 )
         except LeaseLost as error:
             self._lost(lease, str(error))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -106,6 +108,43 @@ def test_cancelling_a_running_job(bank: Bank, enqueue: Enqueue, make_worker: Mak
     assert bank.jobs.get(job.namespace, job.id).state is JobState.CANCELLED
     assert told[-1] == "job.cancelled"
     assert bank.memories("ns") == []
+
+
+SIGNALLED = """
+import itertools, signal, sys, threading, types
+from elm_agent.memory import worker as at
+from elm_agent.testing.doubles import fake_fingerprint
+
+HERE = {at.__file__, threading.__file__}
+jobs = types.SimpleNamespace(claim=lambda *_args, **_more: None)
+
+def stopped_at(moment):
+    "Whether a signal before the line of that number, of all that an idle worker runs, was one that ended it."
+    worker = at.Worker(
+        bank=types.SimpleNamespace(jobs=jobs), trainer_for=None, model=fake_fingerprint(), poll_seconds=1e-4
+    )
+    lines, came = itertools.count(), []
+    def stop(*_):
+        came.append(moment)
+        worker.stop()
+    def trace(frame, event, _):
+        if frame.f_code.co_filename in HERE:
+            if event == "line" and next(lines) == moment:
+                signal.raise_signal(signal.SIGTERM)
+            return trace
+    signal.signal(signal.SIGTERM, stop)
+    sys.settrace(trace)
+    worker.run()
+    sys.settrace(None)
+    return bool(came)
+
+print(sum(stopped_at(moment) for moment in range(100)))
+"""
+
+
+def test_a_signal_stops_an_idle_worker_whenever_it_comes() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("100", "")
 
 
 def test_stopping_gives_the_job_back_uncounted(bank: Bank, enqueue: Enqueue, make_worker: Make) -> None:
