@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
+
+from elm_agent.models.sparing import without_gates
 
 if TYPE_CHECKING:
     from elm_agent.models.network import Prefix
@@ -90,16 +91,18 @@ def row_bytes(prefix: Prefix, positions: int) -> int:
 
 
 def kept_bytes(work: Callable[[], torch.Tensor], weights: Iterable[torch.Tensor]) -> int:
-    """Bytes of what ``work`` keeps for a gradient of its result; ``weights`` are there anyway and do not count."""
+    """Bytes of what ``work`` keeps for a gradient of its result ``without_gates``.
+
+    ``weights`` are there anyway and do not count.
+    """
     there = {weight.untyped_storage().data_ptr() for weight in weights}
     kept: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def note(tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with without_gates(note):
         result = work()
     total = sum(size for place, size in kept.items() if place not in there)
     del result  # until now it has held all of it, so that no place was taken twice

@@ -13,6 +13,7 @@ from elm_agent.models.engine import LocalModel
 from elm_agent.protocols import Observer, Trained
 from elm_agent.records import Recipe, Rollout, StepRecord
 from elm_agent.training import numerics
+from elm_agent.training.objectives import objective_of
 from elm_agent.training.parameterisations import parameterisation_of
 
 
@@ -25,6 +26,9 @@ class Course:
         self.recipe = recipe
         self.seed = seed
         self.memory = parameterisation_of(recipe)(model, question, recipe, seed)
+        # Where the exact network draws with it.
+        if model.draws_itself and recipe.rollout_weights == "exact" and not objective_of(recipe).imitates:
+            model.compute(self.memory.prepare)
         self.optimizer = torch.optim.AdamW(self.memory.parameters, lr=recipe.learning_rate, weight_decay=0.0)
         self._initial_norm = numerics.norm_of(self.memory.parameters)
         self.curve: list[StepRecord] = []

@@ -21,6 +21,7 @@ from elm_agent.errors import InputError, JobCancelled, TaskError
 from elm_agent.models.engine import LocalModel
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.reading import Reader
+from elm_agent.models.sparing import without_gates
 from elm_agent.protocols import GenerationRequest, Observer, Task, Trained
 from elm_agent.records import DISTILLED, Generation, Recipe, Rollout, StepRecord
 from elm_agent.softprompt import SoftPrompt
@@ -179,6 +180,7 @@ def read_with(network: Network, memory: Kept, text_ids: Sequence[int]) -> Prefix
     return Reader(network).read([request], lambda _request: embeds_TE)[1]
 
 
+@without_gates()
 def pull(student: LearningPrompt, one: Taught, *, tokens: int) -> tuple[float, int]:
     """Put the gradient of one question's share of the loss on the student; that share, and how many tokens agree.
 

@@ -27,6 +27,7 @@ from elm_agent.models.engine import LocalModel
 from elm_agent.models.memory import out_of_memory, spare_bytes
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.serving import Start
+from elm_agent.models.sparing import without_gates
 from elm_agent.protocols import Observer, Task, Trained
 from elm_agent.records import Recipe
 from elm_agent.training import numerics
@@ -183,6 +184,7 @@ def rollout_seed(seed: int, step: int, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+@without_gates()
 def read_question(memory: Learning, prompt_ids: Sequence[int]) -> tuple[Prefix, Start]:
     """The question as an update reads it, with gradient and without its last token, and what the group's rollouts
     begin with: all of it, without gradient."""
@@ -259,7 +261,8 @@ def _pull(
         sparing = budget <= longest
         for parameter in memory.parameters:
             parameter.grad = None
-        prefix, budget = memory.read(text_ids)[0], budget // 2
+        with without_gates():
+            prefix, budget = memory.read(text_ids)[0], budget // 2
 
 
 def fitting_rows(network: Network, prefix: Prefix, longest: int) -> int:

@@ -47,6 +47,13 @@ class Learning(ABC):
     def _begin(self, recipe: Recipe, seed: int) -> list[torch.Tensor]:
         """The leaves at the beginning, a function of question, recipe and seed."""
 
+    def prepare(self) -> None:
+        """Make what draws its completions, before anything is read: it takes most memory while it is made.
+
+        The model is to be held.
+        """
+        _ = self.network.quick_step
+
     @abstractmethod
     def read(self, prompt_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
         """One row: the memory and then these tokens, and logits (1, vocabulary) after them, with gradient.
@@ -145,6 +152,9 @@ class LearningLowRank(Learning):
             )
         self.adapter = Adapter(self.matrices, recipe.lora_scale)
         return [matrix.requires_grad_(True) for matrix in self.matrices.values()]
+
+    def prepare(self) -> None:
+        _ = self.network.quick_step_beside
 
     def read(self, prompt_ids: Sequence[int]) -> tuple[Prefix, torch.Tensor]:
         begun = self.network.begin(adapters_B=[self.adapter])

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from elm_agent.models.decoding import Row
 from elm_agent.models.network import Network, Prefix
+from elm_agent.models.sparing import without_gates
 from elm_agent.models.tree import branches
 from elm_agent.records import Recipe
 from elm_agent.training import numerics
@@ -122,7 +123,8 @@ def _gather(
     cut = branches if network.reads_trees(prefix, max(map(len, drawn))) else micro_batches
     for part in cut(drawn, token_budget):
         tokens_BT, mask_BT = completions([drawn[index] for index in part], network.device)
-        logprobs_BT = network.logprobs(shared, last_id, tokens_BT, mask_BT, temperature)
+        with without_gates():
+            logprobs_BT = network.logprobs(shared, last_id, tokens_BT, mask_BT, temperature)
         share = part_loss(part, tokens_BT, mask_BT, logprobs_BT)
         torch.autograd.backward(share)
         loss += float(share.detach())

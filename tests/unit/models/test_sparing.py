@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -97,3 +99,52 @@ def test_another_thread_keeps_what_it_would_keep_without(
     assert set(threads) == {threading.current_thread()}
     assert {keys.shape[2] for keys, _ in read.states()} == {2}
     assert [keys.shape for keys, _ in prefix.states()] == before
+
+
+@pytest.mark.parametrize(("family", "gated"), [("llama", 64), ("gpt2", 0)])
+def test_gates_are_not_kept_and_the_gradient_is_the_same(
+    tiny_network: Callable[[str], Network], family: str, gated: int
+) -> None:
+    network = tiny_network(family)
+    gradients: list[torch.Tensor] = []
+    kept: list[int] = []
+
+    def pull(keeping: AbstractContextManager[None]) -> torch.Tensor:
+        embeds_TE = network.embed(range(40, 52)).clone().requires_grad_(True)
+        with keeping:
+            _, logits_1V = network.read([embeds_TE])
+        logits_1V[0, 7].backward()
+        assert embeds_TE.grad is not None
+        return embeds_TE.grad
+
+    for hooks in (_counted, sparing.without_gates):
+        noted: list[torch.Tensor] = []
+        gradients.append(pull(hooks(noted.append)))
+        kept.append(sum({one.data_ptr(): one.numel() for one in noted}.values()))
+    assert torch.equal(*gradients)
+    assert kept[0] - kept[1] == 12 * gated * network.model.config.num_hidden_layers
+
+
+def _counted(note: Callable[[torch.Tensor], None]) -> AbstractContextManager[None]:
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        note(tensor := tensor.detach())
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+
+
+def test_what_was_kept_goes_with_the_pass(tiny_network: Callable[[str], Network]) -> None:
+    network = tiny_network("llama")
+    kept: list[weakref.ref[torch.Tensor]] = []
+    embeds_TE = network.embed(range(40, 52)).clone().requires_grad_(True)
+    gc.disable()  # a cycle would wait for it
+    try:
+        with sparing.without_gates(lambda tensor: kept.append(weakref.ref(tensor))):
+            result = network.read([embeds_TE])
+        assert any(one() is not None for one in kept)
+        del result
+        weights = {weight.data_ptr() for weight in network.model.parameters()} | {embeds_TE.data_ptr()}
+        left = [one() for one in kept]
+        assert all(one is None or one.data_ptr() in weights for one in left)
+    finally:
+        gc.enable()

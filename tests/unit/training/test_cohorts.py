@@ -25,6 +25,7 @@ from elm_agent.records import Recipe
 from elm_agent.tasks import get_task
 from elm_agent.testing.tiny import write_tiny_model
 from elm_agent.training import GrpoTrainer, grpo
+from elm_agent.training.parameterisations import Learning
 
 QUESTIONS = ["What is 2 plus 3?", "What is 12 times 4?", "How many days has a week?", "7 - 5 = ?"]
 RECIPE = Recipe(rollouts=4, steps=3, max_new_tokens=6, virtual_tokens=5, learning_rate=0.05, beta=0.01)
@@ -119,6 +120,34 @@ def test_four_memories_draw_the_same_tokens_alone_together_and_in_another_order(
         assert same == tokens
         for seed, one in alone.items():
             torch.testing.assert_close(together[seed].prompt.prompt_VE, one.prompt.prompt_VE, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("choice", "made"),
+    [
+        ({}, {"quick_step"}),
+        ({"parameterisation": "lora"}, {"quick_step_beside"}),
+        (
+            {"parameterisation": "lora", "objective": "sft_greedy", "beta": 0.0},
+            {"quick_step"},
+        ),  # by the bare model, once
+        ({"rollout_weights": "float16"}, set()),  # others draw
+    ],
+)
+def test_weights_are_packed_before_a_question_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: dict[str, Any], made: set[str]
+) -> None:
+    read, found = grpo.read_question, []
+
+    def watched(memory: Learning, prompt_ids: Sequence[int]) -> Any:
+        found.append({"quick_step", "quick_step_beside"} & vars(memory.network).keys())
+        return read(memory, prompt_ids)
+
+    monkeypatch.setattr(grpo, "read_question", watched)
+    model = load(str(write_tiny_model(tmp_path / "packed", width=64)), device="cpu", offline=True)
+    train(model, 0, replace(RECIPE, lora_rank=2, steps=1, **choice))
+    model.close()
+    assert found == [made]
 
 
 def test_rows_of_different_memories_are_drawn_together_up_to_the_limit(model: LocalModel) -> None:
