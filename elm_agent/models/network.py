@@ -125,6 +125,10 @@ class Network:
             from elm_agent.models.recorded import RecordedStep
 
             return RecordedStep(self.model)
+        return self._packed
+
+    @cached_property
+    def _packed(self) -> PackedStep | None:
         return self._packed_step()
 
     @cached_property
@@ -199,6 +203,16 @@ class Network:
             return prefix, wide(self._reread(prefix, mask_BL, embeds_BLE, last=1)[:, -1])
         out = self._run(self.model, prefix, mask_BL, inputs_embeds=embeds_BLE, logits_to_keep=1)
         return prefix, wide(out.logits[:, -1])
+
+    @torch.no_grad()
+    def read_to_draw(self, rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
+        """``read`` for rows that are drawn next: with packed weights, if it is they that draw."""
+        if (packed := self._packed) is None or not packed.reads(rows):
+            return self.read(rows)
+        states, logits_BV = packed.read(rows)
+        prefix = self.begin(states, (None,) * len(rows))
+        _, prefix.mask_BL = left_pad(rows)
+        return prefix, logits_BV
 
     def extend(self, prefix: Prefix, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Append T tokens to every row; the prefix grows in place.

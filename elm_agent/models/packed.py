@@ -1,4 +1,5 @@
-"""One token for every row in flight by ONNX Runtime, which packs the weights once for the products of a few rows.
+"""One token for every row in flight by ONNX Runtime, which packs the weights once for the products of a few rows, and
+what rows read before their first one.
 
 Decoding on a CPU is reading weights, and torch's products of 1 to 32 rows are far from the memory's bandwidth; those
 of ONNX Runtime's library are near it, and its graph leaves out what Python does between them. The mathematics are
@@ -19,6 +20,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from elm_agent.models.lowrank import Joint
@@ -34,7 +36,8 @@ _MICROSOFT = "com.microsoft"
 _OPSETS = (("", 18), (_MICROSOFT, 1))
 _IR_VERSION = 10
 _SEEN = "seen"
-_TYPES = {torch.float32: np.float32, torch.int32: np.int32, torch.bool: np.bool_}
+_SCORES = 2**21  # that a head may have when rows are read
+_TYPES = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64, torch.bool: np.bool_}
 
 
 def why_unpacked(model: PreTrainedModel) -> str | None:
@@ -84,6 +87,8 @@ class PackedStep:
     def __init__(self, model: PreTrainedModel, *, beside: bool = False) -> None:
         self._embedding = model.get_input_embeddings()
         self._layers = len(model.model.layers)
+        attention = model.model.layers[0].self_attn
+        self._key_heads, self._width = attention.k_proj.out_features // attention.head_dim, int(attention.head_dim)
         graph = _Graph(beside=beside)
         network = _draw(graph, model)
         options = onnxruntime.SessionOptions()
@@ -107,14 +112,57 @@ class PackedStep:
         length = slots.grow()
         self._bind(slots, {} if joint is None else joint.matrices)
         embeds_BE: torch.Tensor = self._embedding(tokens_B)
-        lengths_B, length_1 = slots.lengths_B.int(), torch.tensor([length], dtype=torch.int32)
-        logits_BV = embeds_BE.new_empty(len(tokens_B), self._embedding.num_embeddings)
-        inputs = {"embeds": embeds_BE, "lengths": lengths_B, "length": length_1}
-        for name, tensor in (inputs if joint is None else {**inputs, _SEEN: joint.seen_BR}).items():
-            self._bind_input(name, tensor)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_BV.shape), logits_BV.data_ptr())
-        self._session.run_with_iobinding(self._binding)
+        seen = {} if joint is None else {_SEEN: joint.seen_BR}
+        logits_BV = self._run(self._binding, embeds_BE[:, None], slots.lengths_B, length, seen)
         slots.lengths_B = slots.lengths_B + 1
+        return logits_BV
+
+    @staticmethod
+    def reads(rows: Sequence[torch.Tensor]) -> bool:
+        """Whether ``read`` is for these rows: ONNX Runtime holds all scores of their attention at once."""
+        return len(rows) * max(map(len, rows)) ** 2 <= _SCORES
+
+    @torch.no_grad()
+    def read(self, rows: Sequence[torch.Tensor]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+        """Read rows of embeddings, each (T_i, E), from nothing; none has adapters.
+
+        Returns keys and values (B, heads, L, D) of each layer, padded on the left, and the logits (B, vocabulary)
+        after each row's last position, all float32.
+        """
+        embeds_BLE, lengths_B = pad_sequence(list(rows), batch_first=True), torch.tensor([len(row) for row in rows])
+        longest, binding = embeds_BLE.shape[1], self._session.io_binding()
+        form = (len(rows), self._key_heads, longest, self._width)
+        states = [embeds_BLE.new_zeros(form) for _ in range(2 * self._layers)]
+        self._bind_states(binding, states)
+        logits_BV = self._run(binding, embeds_BLE, lengths_B - 1, longest, {})
+        if int(lengths_B.min()) < longest:  # the pads go from the right to the left
+            from_BL = (torch.arange(longest) - longest + lengths_B[:, None]) % longest
+            states = [state.gather(2, from_BL[:, None, :, None].expand(form)) for state in states]
+        return list(zip(states[::2], states[1::2], strict=True)), logits_BV
+
+    def _run(
+        self,
+        binding: Any,
+        embeds_BTE: torch.Tensor,
+        lasts_B: torch.Tensor,
+        length: int,
+        seen: Mapping[str, torch.Tensor],
+    ) -> torch.Tensor:
+        """The logits (B, vocabulary) after each row's last new position, which stands at ``lasts_B``."""
+        rows, new, _ = embeds_BTE.shape
+        inputs = {
+            "embeds": embeds_BTE.flatten(0, 1).contiguous(),
+            "form": torch.tensor([rows, new, -1]),
+            "wanted": torch.arange(rows) * new + lasts_B.clamp(max=new - 1),
+            "lengths": lasts_B.int(),
+            "length": torch.tensor([length], dtype=torch.int32),
+            **seen,
+        }
+        for name, tensor in inputs.items():
+            self._bind_input(binding, name, tensor)
+        logits_BV = embeds_BTE.new_empty(rows, self._embedding.num_embeddings)
+        binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_BV.shape), logits_BV.data_ptr())
+        self._session.run_with_iobinding(binding)
         return logits_BV
 
     def _bind(self, slots: Slots, matrices: Mapping[str, torch.Tensor]) -> None:
@@ -125,17 +173,21 @@ class PackedStep:
         if where == self._bound:
             return
         self._binding, self._bound = self._session.io_binding(), where
-        names = [f"{index}.{kind}" for index in range(self._layers) for kind in ("keys", "values")]
-        for name, tensor in zip(names, states, strict=True):
-            place = ("cpu", 0, np.float32, (slots.rows, *tensor.shape[1:]), tensor.data_ptr())
-            self._binding.bind_input(name, *place)
-            self._binding.bind_output(f"{name}.after", *place)
+        self._bind_states(self._binding, [tensor[: slots.rows] for tensor in states])
         for name, stacked in matrices.items():
             for layer, matrix in enumerate(stacked.unbind()):
-                self._bind_input(f"{layer}.{name}", matrix)
+                self._bind_input(self._binding, f"{layer}.{name}", matrix)
 
-    def _bind_input(self, name: str, tensor: torch.Tensor) -> None:
-        self._binding.bind_input(name, "cpu", 0, _TYPES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+    def _bind_states(self, binding: Any, states: Sequence[torch.Tensor]) -> None:
+        """Let it read and write keys and values of each layer where they are."""
+        names = [f"{index}.{kind}" for index in range(self._layers) for kind in ("keys", "values")]
+        for name, tensor in zip(names, states, strict=True):
+            self._bind_input(binding, name, tensor)
+            binding.bind_output(f"{name}.after", "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+
+    @staticmethod
+    def _bind_input(binding: Any, name: str, tensor: torch.Tensor) -> None:
+        binding.bind_input(name, "cpu", 0, _TYPES[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
 
 
 class _Graph:
@@ -152,7 +204,6 @@ class _Graph:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: list[TensorProto] = []
         self.weights: dict[str, np.ndarray] = {}
-        self.axis_1 = self._integers("axis 1", [1])
         if beside:
             self.input(_SEEN, ["B", "R"], TensorProto.BOOL)
             self.initializers.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
@@ -211,11 +262,11 @@ class _Graph:
 
     def norm_of_heads(self, name: str, module: Any, rows: str, heads: int, width: int) -> str:
         """(B, heads * width), each head by itself."""
-        apart = self.node("Reshape", [rows, self._integers(f"{name}.apart", [-1, heads, width])], [f"{name}.heads"])
+        apart = self.node("Reshape", [rows, self.integers(f"{name}.apart", [-1, heads, width])], [f"{name}.heads"])
         normed = self.norm(f"{name}.normed", module, apart)
-        return self.node("Reshape", [normed, self._integers(f"{name}.together", [-1, heads * width])], [name])
+        return self.node("Reshape", [normed, self.integers(f"{name}.together", [-1, heads * width])], [name])
 
-    def _integers(self, name: str, values: Sequence[int]) -> str:
+    def integers(self, name: str, values: Sequence[int]) -> str:
         self.initializers.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
         return name
 
@@ -227,9 +278,14 @@ class _Graph:
 
 
 def _draw(graph: _Graph, model: PreTrainedModel) -> bytes:
-    """The whole step: embeddings (B, E), lengths (B,) before it and the longest after it, to logits (B, V)."""
+    """The whole step: embeddings (N, E) of B rows, to logits of the ``wanted`` among them.
+
+    "form": B, how many of each, -1. "lengths": (B,), positions of each row but the last; "length": of the longest.
+    """
     inner, config = model.model, model.config
-    hidden = graph.input("embeds", ["B", config.hidden_size])
+    hidden = graph.input("embeds", ["N", config.hidden_size])
+    graph.input("form", [3], TensorProto.INT64)
+    graph.input("wanted", ["W"], TensorProto.INT64)
     graph.input("lengths", ["B"], TensorProto.INT32)
     graph.input("length", [1], TensorProto.INT32)
     positions_1L = torch.arange(config.max_position_embeddings)[None]
@@ -246,8 +302,9 @@ def _draw(graph: _Graph, model: PreTrainedModel) -> bytes:
         normed, hidden = graph.add_and_norm(
             f"{index}.after", after, hidden, _mlp(graph, f"{index}", layer.mlp, normed)
         )
+    normed = graph.node("Gather", [normed, "wanted"], ["last"])
     head = graph.linear("logits", model.lm_head, normed)
-    graph.output(head, ["B", config.vocab_size])
+    graph.output(head, ["W", config.vocab_size])
     return graph.serialized()
 
 
@@ -262,7 +319,7 @@ def _attention(graph: _Graph, name: str, attention: Any, normed: str) -> str:
         if hasattr(attention, f"{kind}_norm"):
             module = getattr(attention, f"{kind}_norm")
             states[kind] = graph.norm_of_heads(f"{name}.{kind}.norm", module, states[kind], count, width)
-    rows = [graph.node("Unsqueeze", [state, graph.axis_1], [f"{state}.row"]) for state in states.values()]
+    rows = [graph.node("Reshape", [state, "form"], [f"{state}.row"]) for state in states.values()]
     kept = [graph.input(f"{name}.{kind}", ["B", key_heads, "room", width]) for kind in ("keys", "values")]
     after = [graph.output(f"{state}.after", ["B", key_heads, "room", width]) for state in kept]
     graph.node(
@@ -275,7 +332,8 @@ def _attention(graph: _Graph, name: str, attention: Any, normed: str) -> str:
         scale=float(attention.scaling),
         do_rotary=1,
     )
-    mixed = graph.node("Squeeze", [f"{name}.mixed.row", graph.axis_1], [f"{name}.mixed"])
+    together = graph.integers(f"{name}.together", [-1, heads * width])
+    mixed = graph.node("Reshape", [f"{name}.mixed.row", together], [f"{name}.mixed"])
     return graph.projection(f"{name}.self_attn.o_proj", attention.o_proj, mixed)
 
 

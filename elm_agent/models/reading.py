@@ -25,12 +25,17 @@ class Reader:
         self._adapters: WeakKeyDictionary[LowRank, Adapter] = WeakKeyDictionary()
 
     def read(
-        self, requests: Sequence[GenerationRequest], embed: Callable[[GenerationRequest], torch.Tensor]
+        self,
+        requests: Sequence[GenerationRequest],
+        embed: Callable[[GenerationRequest], torch.Tensor],
+        *,
+        to_draw: bool = False,
     ) -> tuple[list[int], Prefix, torch.Tensor]:
         """Read those of the requests that the first one's batch takes: their indices, the prefix, the next logits.
 
-        ``embed`` gives the embeddings (T, E) of a request, with its soft prompt if it has one. Keys and values of a
-        request's own come before its pads, so such a one is read alone.
+        ``embed`` gives the embeddings (T, E) of a request, with its soft prompt if it has one. ``to_draw``: they are
+        drawn next, so it may be done by what draws, without gradient. Keys and values of a request's own come before
+        its pads, so such a one is read alone.
         """
         first = requests[0].prefix
         if isinstance(first, KeyValues):
@@ -39,7 +44,7 @@ class Reader:
         adapters_B = [self._adapter(requests[n].prefix) for n in together]
         rows = [embed(requests[n]) for n in together]
         if not any(adapters_B):
-            return together, *self._network.read(rows)
+            return together, *(self._network.read_to_draw(rows) if to_draw else self._network.read(rows))
         return together, *self._network.read(rows, self._network.begin(adapters_B=adapters_B))
 
     def after(self, memory: KeyValues) -> Prefix:

@@ -278,7 +278,9 @@ class Serving:
             prefix, logits_BV = source.prefix, source.logits_1V
         else:
             asking = [(flight, flight.source) for flight in flights if isinstance(flight.source, GenerationRequest)]
-            taken, prefix, logits_BV = self._reader.read([request for _, request in asking], self._embed)
+            taken, prefix, logits_BV = self._reader.read(
+                [request for _, request in asking], self._embed, to_draw=True
+            )
             group = [asking[index][0] for index in taken]
         started = time.perf_counter()
         for flight, length in zip(group, prefix.mask_BL.sum(dim=1).expand(len(group)).tolist(), strict=True):

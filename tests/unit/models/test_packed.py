@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from elm_agent.models import packed
+from elm_agent.models import load, packed
 from elm_agent.models.decoding import Decoder, Row, decode
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.lowrank import Adapter, joint, sizes
 from elm_agent.models.network import Network
 from elm_agent.models.packed import PackedStep, packed_bytes, packed_step, why_unpacked
+from elm_agent.models.scoring import score
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import step
+from elm_agent.protocols import GenerationRequest
 from elm_agent.testing.tiny import write_tiny_model
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -240,3 +243,50 @@ def test_the_engine_loads_nothing_of_it_before_it_is_wanted() -> None:
     script = "import sys, elm_agent.models.engine; print([n for n in ('onnx', 'onnxruntime') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("lengths", [(1,), (5,), (9, 3, 6, 1), (4, 4)])
+def test_rows_are_read_as_by_torch(
+    open_model: Callable[..., PreTrainedModel], architecture: str, lengths: tuple[int, ...]
+) -> None:
+    quick, slow = Network(model := open_model(architecture), pack=True), Network(model)
+    rows = [slow.embed(range(5 + row, 5 + row + count)) for row, count in enumerate(lengths)]
+    with torch.no_grad():
+        (got, got_BV), (expected, expected_BV) = quick.read_to_draw(rows), slow.read(rows)
+    torch.testing.assert_close(got_BV, expected_BV, atol=2e-4, rtol=1e-4)
+    assert torch.equal(got.mask_BL, expected.mask_BL)
+    real_B1L1 = got.mask_BL[:, None, :, None]
+    for mine, other in zip(got.states(), expected.states(), strict=True):
+        for kind in range(2):
+            torch.testing.assert_close(mine[kind] * real_B1L1, other[kind] * real_B1L1, atol=2e-4, rtol=1e-4)
+    tokens_B1 = torch.arange(len(lengths))[:, None] + 40
+    with torch.no_grad():  # what was read can be gone on from
+        torch.testing.assert_close(
+            quick.extend(got, tokens_B1), slow.extend(expected, tokens_B1), atol=2e-4, rtol=1e-4
+        )
+
+
+def test_answers_are_read_with_packed_weights_and_scores_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    own = PackedStep.read
+
+    def watched(self: PackedStep, rows: Sequence[torch.Tensor]) -> Any:
+        read.append(len(rows))
+        return own(self, rows)
+
+    monkeypatch.setattr(PackedStep, "read", watched)
+    model = load(str(write_tiny_model(tmp_path, width=64)), device="cpu", offline=True)
+    asked = [GenerationRequest(prompt_ids=(5, 6, 7), max_new_tokens=4) for _ in range(2)]
+    score(model, (5, 6, 7), [(8, 9)])
+    assert read == []
+    answers = model.generate(asked)
+    model.close()
+    assert read == [2]
+    assert PackedStep.reads([torch.empty(1024, 1)] * 2)
+    assert not PackedStep.reads([torch.empty(1, 1), torch.empty(1025, 1)])
+    slow = load(str(tmp_path), device="cpu", offline=True, pack=False)
+    assert [one.token_ids for one in slow.generate(asked)] == [one.token_ids for one in answers]
+    slow.close()

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,9 +181,9 @@ def test_a_plain_row_whose_text_is_watched_is_read_first(
     reader, read = model._serving._reader, []  # type: ignore[attr-defined]
     plainly = reader.read
 
-    def noted(requests: list[GenerationRequest], embed: object) -> object:
+    def noted(requests: list[GenerationRequest], *arguments: Any, **options: Any) -> object:
         read.append([one.prefix is None for one in requests])
-        return plainly(requests, embed)
+        return plainly(requests, *arguments, **options)
 
     monkeypatch.setattr(reader, "read", noted)
     with model.training():  # until both wait
