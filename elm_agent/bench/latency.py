@@ -1,6 +1,7 @@
 """What a user waits for, measured: ``python -m elm_agent.bench.latency`` prints a Markdown table.
 
-- both answers in one batch against one answer alone, same token counts, alternating, medians of 10;
+How long answers take is ``bench speed``'s to measure.
+
 - the ``consolidate`` node and the whole graph without generation, with 10,000 memories in the bank;
 - processor time of ``import elm_agent`` and ``elm-agent --help``;
 - ``elm-agent ask`` cold (a new process) and warm (a process that has the model).
@@ -28,39 +29,9 @@ from elm_agent.settings import Settings
 if TYPE_CHECKING:
     import numpy as np
 
-    from elm_agent.models.engine import LocalModel
     from elm_agent.runtime import Runtime
 
 Row = tuple[str, str]
-
-
-def both_in_one_batch(model: LocalModel, *, tokens: int, repeats: int) -> Row:
-    """Seconds of two rows (with and without a soft prompt) over seconds of the plain row alone."""
-    import torch
-
-    from elm_agent.models.decoding import Row as Decoded
-    from elm_agent.models.decoding import decode
-    from elm_agent.tasks import get_task
-
-    network = model.network
-    text_TE = network.embed(model.encode(get_task("math").messages("What is 7 times 8?")))
-    soft_LE = torch.cat([torch.randn(20, network.width, dtype=network.dtype) * 0.1, text_TE])
-
-    def generate(rows: list[torch.Tensor]) -> float:
-        started = time.perf_counter()
-        with torch.no_grad():
-            prefix, logits_BV = network.read(rows)
-            decode(network, prefix, logits_BV, [Decoded(max_new_tokens=tokens) for _ in rows], end_ids=())
-        return time.perf_counter() - started
-
-    generate([text_TE, soft_LE])
-    pairs = [(generate([text_TE]), generate([text_TE, soft_LE])) for _ in range(repeats)]
-    one, both = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratio = statistics.median(two / alone for alone, two in pairs)
-    return (
-        f"both answers in one batch / one alone, {tokens} tokens, median of {repeats}",
-        f"**{ratio:.2f}** ({both:.2f} s / {one:.2f} s)",
-    )
 
 
 def processor_seconds(*command: str, repeats: int = 5) -> float:
@@ -213,15 +184,8 @@ def main() -> None:
 def _rows(given: argparse.Namespace) -> Iterator[Row]:
     yield from start_up()
     yield from graph_without_generation(memories=given.memories)
-    if given.skip_model:
-        return
-    from elm_agent import models
-
-    model = models.load(given.model)
-    for tokens in (8, 24, 64):
-        yield both_in_one_batch(model, tokens=tokens, repeats=10)
-    model.close()
-    yield from asking(Settings(model=given.model))
+    if not given.skip_model:
+        yield from asking(Settings(model=given.model))
 
 
 if __name__ == "__main__":

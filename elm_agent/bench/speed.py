@@ -166,14 +166,14 @@ def _answerturns_of(plan: Plan, findings: Findings) -> Iterator[dict[str, float]
         closing(Child(PlainAnswers, **common)) as plain,
     ):
         engine.ask("callers", max(CALLERS))  # the first of each does not count
-        engine.ask("seconds", True)
+        engine.ask("both")
         plain.ask("one_by_one")
         for _ in range(plan.repeats):
             told = {PLAIN: plain.ask("one_by_one")}
             told |= {callers_name(count): engine.ask("callers", count) for count in CALLERS}
             for name, rate in told.items():
                 findings.answers.setdefault(name, []).append(rate)
-            findings.both.append((engine.ask("seconds", False), engine.ask("seconds", True)))
+            findings.both.append(engine.ask("both"))
             yield told
 
 

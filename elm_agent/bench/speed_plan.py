@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from elm_agent.bench.speed_answers import CALLERS, asks_of, ratio
+from elm_agent.bench.speed_answers import ASKS, CALLERS, Both, lengths_of
 from elm_agent.bench.speed_arms import NATIVE, TRL, TUNED, Arm, arm_of, micro_batches
 from elm_agent.bench.speed_bounds import Figures, Machine, Turn, figures, step_bound
 from elm_agent.bench.speed_machine import ModelChoice
@@ -83,11 +84,17 @@ class Findings:
     machine: Machine | None = None
     series: list[Series] = field(default_factory=list)
     answers: dict[str, list[float]] = field(default_factory=dict)  # tokens per second, by who asked
-    both: list[tuple[float, float]] = field(default_factory=list)  # seconds of one answer, of both
+    both: list[Both] = field(default_factory=list)
     answers_failure: str | None = None
 
-    def both_over_one(self) -> float | None:
-        return ratio(self.both) if self.both else None
+    def both_over_one(self) -> Both | None:
+        """Medians of times as long as one answer, each pair measured one after the other."""
+        if not self.both:
+            return None
+        met, new = (
+            statistics.median(getattr(turn, kind) / turn.one for turn in self.both) for kind in ("met", "new")
+        )
+        return Both(one=1.0, met=met, new=new)
 
     def figures(self, series: Series) -> Figures | None:
         """An arm in numbers; its bound by the limits as they are known by now, the same for all arms."""
@@ -145,7 +152,7 @@ def estimate(findings: Findings, arms: Sequence[Arm], answers: bool) -> float:
             seconds += (1 + tried) * START_SECONDS + turns * plan.steps * step
     if answers:
         token = TIMES_BOUND[NATIVE] * machine.weight_bytes / machine.bytes_per_s
-        tokens = sum(ask.tokens for ask in asks_of(plan.answer_tokens))
+        tokens = ASKS * statistics.mean(lengths_of(plan.answer_tokens))
         seconds += 2 * START_SECONDS + (plan.repeats + 1) * tokens * token * (len(CALLERS) + 1)
     return seconds
 

@@ -58,8 +58,8 @@ def document(findings: Findings) -> dict[str, Any]:
         "training": [_series(findings, series) for series in findings.series],
         "answers": {
             "tokens_per_s": findings.answers,
-            "seconds_one_and_both": findings.both,
-            "both_over_one": findings.both_over_one(),
+            "seconds_of_both": [asdict(turn) for turn in findings.both],
+            "both_over_one": asdict(both) if (both := findings.both_over_one()) else None,
             "failure": findings.answers_failure,
         },
     }
@@ -154,7 +154,10 @@ def _page(findings: Findings) -> Iterator[str]:
         yield f"\n## Answers of {short}, {middle} and {long} tokens, every second one with a memory\n"
         yield from _table(("asked by", "tokens/s, median (best)", "times plain `generate`"), answer_rows(findings))
     if (both := findings.both_over_one()) is not None:
-        yield f"\nBoth answers, with and without a memory, take {both:.2f} times as long as one (median of pairs)."
+        yield (
+            f"\nBoth answers, without and with a memory, take {both.met:.2f} times as long as one, and {both.new:.2f}"
+            " times with a memory that is read for the first time (medians of pairs; no question is asked twice)."
+        )
     if findings.answers_failure:
         yield f"\nAnswers failed: {findings.answers_failure}"
 

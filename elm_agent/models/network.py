@@ -18,6 +18,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
+from elm_agent.models.beginnings import Beginnings
 from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.lowrank import Adapter, Joint, beside, projections
 from elm_agent.models.memory import kept_bytes
@@ -104,6 +105,7 @@ class Network:
         self._pack = pack
         self._graphs = graphs
         self._sparing = False
+        self._beginnings = Beginnings()
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.embedding.weight.device
         self.dtype: torch.dtype = self.embedding.weight.dtype
@@ -206,12 +208,20 @@ class Network:
 
     @torch.no_grad()
     def read_to_draw(self, rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
-        """``read`` for rows that are drawn next: with packed weights, if it is they that draw."""
+        """``read`` for rows that are drawn next: with packed weights, if it is they that draw, and from where a known
+        beginning ends."""
         if (packed := self._packed) is None or not packed.reads(rows):
             return self.read(rows)
-        states, logits_BV = packed.read(rows)
-        prefix = self.begin(states, (None,) * len(rows))
-        _, prefix.mask_BL = left_pad(rows)
+        begun = [self._beginnings.find(row) for row in rows]
+        known = [0 if states is None else states.shape[2] for states in begun]
+        states, logits_BV = packed.read([row[count:] for row, count in zip(rows, known, strict=True)], begun)
+        for row, count, states_SHTD in zip(rows, known, states, strict=True):
+            if count < len(row) / 2:
+                self._beginnings.keep(row, states_SHTD)
+        states_BTSHD, mask_BL = left_pad([states_SHTD.movedim(2, 0) for states_SHTD in states])
+        states_S = states_BTSHD.permute(2, 0, 3, 1, 4).unbind()
+        prefix = self.begin(list(zip(states_S[::2], states_S[1::2], strict=True)), (None,) * len(rows))
+        prefix.mask_BL = mask_BL
         return prefix, logits_BV
 
     def extend(self, prefix: Prefix, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from elm_agent.models.lowrank import Joint
@@ -36,7 +36,8 @@ _MICROSOFT = "com.microsoft"
 _OPSETS = (("", 18), (_MICROSOFT, 1))
 _IR_VERSION = 10
 _SEEN = "seen"
-_SCORES = 2**21  # that a head may have when rows are read
+_SCORES = 2**21  # that a head may have when a row is read
+_TOGETHER = 256  # positions of rows that are read as one: each is compared with all
 _TYPES = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64, torch.bool: np.bool_}
 
 
@@ -89,6 +90,7 @@ class PackedStep:
         self._layers = len(model.model.layers)
         attention = model.model.layers[0].self_attn
         self._key_heads, self._width = attention.k_proj.out_features // attention.head_dim, int(attention.head_dim)
+        self._together = min(_TOGETHER, model.config.max_position_embeddings)
         graph = _Graph(beside=beside)
         network = _draw(graph, model)
         options = onnxruntime.SessionOptions()
@@ -109,61 +111,117 @@ class PackedStep:
 
         ``joint``: with ``beside``, and only then, the rows' adapters.
         """
-        length = slots.grow()
+        slots.grow()
         self._bind(slots, {} if joint is None else joint.matrices)
-        embeds_BE: torch.Tensor = self._embedding(tokens_B)
-        seen = {} if joint is None else {_SEEN: joint.seen_BR}
-        logits_BV = self._run(self._binding, embeds_BE[:, None], slots.lengths_B, length, seen)
-        slots.lengths_B = slots.lengths_B + 1
-        return logits_BV
+        places_B1, slots.lengths_B = slots.lengths_B[:, None], slots.lengths_B + 1
+        return self._run(
+            self._binding,
+            self._embedding(tokens_B)[:, None],
+            places_BT=places_B1,
+            lengths_B=slots.lengths_B,
+            wanted_W=torch.arange(len(tokens_B)),
+            more={} if joint is None else {_SEEN: joint.seen_BR},
+        )
 
     @staticmethod
     def reads(rows: Sequence[torch.Tensor]) -> bool:
         """Whether ``read`` is for these rows: ONNX Runtime holds all scores of their attention at once."""
-        return len(rows) * max(map(len, rows)) ** 2 <= _SCORES
+        return max(map(len, rows)) ** 2 <= _SCORES
 
     @torch.no_grad()
-    def read(self, rows: Sequence[torch.Tensor]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
-        """Read rows of embeddings, each (T_i, E), from nothing; none has adapters.
+    def read(
+        self, rows: Sequence[torch.Tensor], begun: Sequence[torch.Tensor | None]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Read rows of embeddings, each (T, E), after what each has ``begun`` with; none has adapters.
 
-        Returns keys and values (B, heads, L, D) of each layer, padded on the left, and the logits (B, vocabulary)
-        after each row's last position, all float32.
+        Keys and values of a row are one tensor (S, H, positions, D): of each layer its keys and then its values.
+        Returns those of each row and the logits (B, vocabulary) after its last position, all float32.
         """
-        embeds_BLE, lengths_B = pad_sequence(list(rows), batch_first=True), torch.tensor([len(row) for row in rows])
-        longest, binding = embeds_BLE.shape[1], self._session.io_binding()
-        form = (len(rows), self._key_heads, longest, self._width)
-        states = [embeds_BLE.new_zeros(form) for _ in range(2 * self._layers)]
-        self._bind_states(binding, states)
-        logits_BV = self._run(binding, embeds_BLE, lengths_B - 1, longest, {})
-        if int(lengths_B.min()) < longest:  # the pads go from the right to the left
-            from_BL = (torch.arange(longest) - longest + lengths_B[:, None]) % longest
-            states = [state.gather(2, from_BL[:, None, :, None].expand(form)) for state in states]
-        return list(zip(states[::2], states[1::2], strict=True)), logits_BV
+        nothing = rows[0].new_empty(2 * self._layers, self._key_heads, 0, self._width)
+        pasts = [nothing if known is None else known for known in begun]
+        states, logits = list[torch.Tensor](), list[torch.Tensor]()
+        for part in self._parts([past.shape[2] + len(row) for past, row in zip(pasts, rows, strict=True)]):
+            read, logits_BV = self._read(rows[part], pasts[part])
+            if not bool(logits_BV.isfinite().all()):  # NaN of a row would have reached those beside it
+                alone = [self._read([row], [past]) for row, past in zip(rows[part], pasts[part], strict=True)]
+                read, logits_BV = [one for [one], _ in alone], torch.cat([of_it for _, of_it in alone])
+            states += read
+            logits.append(logits_BV)
+        return states, torch.cat(logits)
+
+    def _parts(self, lengths: Sequence[int]) -> list[slice]:
+        """The rows that are read together, one after the other."""
+        parts, first, positions = list[slice](), 0, 1
+        for row, length in enumerate(lengths):
+            if row > first and positions + length > self._together:
+                parts.append(slice(first, row))
+                first, positions = row, 1
+            positions += length
+        return [*parts, slice(first, len(lengths))]
+
+    def _read(
+        self, rows: Sequence[torch.Tensor], pasts: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Rows laid one after the other as if they were one, of which each position sees its own row alone."""
+        new, known = [len(row) for row in rows], [past.shape[2] for past in pasts]
+        # The places of a first prompt would be counted on from row to row, so there is something before it.
+        unseen = int(len(rows) > 1)
+        before = unseen + sum(known)
+        states_S1HLD = rows[0].new_zeros(len(pasts[0]), 1, self._key_heads, before + sum(new), self._width)
+        mine_L = [-1] * unseen + [row for row, count in enumerate(known) for _ in range(count)]
+        states_S1HLD[:, 0, :, unseen:before] = torch.cat(list(pasts), dim=2)
+        of_N = torch.tensor([row for row, count in enumerate(new) for _ in range(count)])
+        of_L = torch.cat([torch.tensor(mine_L, dtype=torch.long), of_N])
+        binding = self._session.io_binding()
+        self._bind_states(binding, list(states_S1HLD))
+        logits_BV = self._run(
+            binding,
+            torch.cat(list(rows))[None],
+            places_BT=torch.cat([torch.arange(p, p + t) for p, t in zip(known, new, strict=True)])[None],
+            lengths_B=torch.tensor([before + sum(new)]),
+            wanted_W=torch.tensor(new).cumsum(0) - 1,
+            seen_TL=of_N[:, None] == of_L,
+        )
+        pieces = torch.split(states_S1HLD[:, 0, :, before:], new, dim=2)
+        return [torch.cat(both, dim=2) for both in zip(pasts, pieces, strict=True)], logits_BV
 
     def _run(
         self,
         binding: Any,
         embeds_BTE: torch.Tensor,
-        lasts_B: torch.Tensor,
-        length: int,
-        seen: Mapping[str, torch.Tensor],
+        *,
+        places_BT: torch.Tensor,
+        lengths_B: torch.Tensor,
+        wanted_W: torch.Tensor,
+        seen_TL: torch.Tensor | None = None,
+        more: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
-        """The logits (B, vocabulary) after each row's last new position, which stands at ``lasts_B``."""
+        """The logits (W, vocabulary) after the wanted of the new positions.
+
+        ``lengths_B``: positions of each row, the new ones among them. ``seen_TL``: bool, which of those before it a
+        new position sees; None: all.
+        """
         rows, new, _ = embeds_BTE.shape
+        length = int(lengths_B.max())
+        bias_TL = embeds_BTE.new_zeros(new, length)
+        if seen_TL is not None:
+            bias_TL.masked_fill_(~seen_TL, torch.finfo(bias_TL.dtype).min)
         inputs = {
             "embeds": embeds_BTE.flatten(0, 1).contiguous(),
             "form": torch.tensor([rows, new, -1]),
-            "wanted": torch.arange(rows) * new + lasts_B.clamp(max=new - 1),
-            "lengths": lasts_B.int(),
+            "wanted": wanted_W,
+            "lengths": lengths_B.int() - 1,
             "length": torch.tensor([length], dtype=torch.int32),
-            **seen,
+            "places": places_BT.contiguous(),
+            "bias": bias_TL[None, None],
+            **more,
         }
         for name, tensor in inputs.items():
             self._bind_input(binding, name, tensor)
-        logits_BV = embeds_BTE.new_empty(rows, self._embedding.num_embeddings)
-        binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_BV.shape), logits_BV.data_ptr())
+        logits_WV = embeds_BTE.new_empty(len(wanted_W), self._embedding.num_embeddings)
+        binding.bind_output("logits", "cpu", 0, np.float32, tuple(logits_WV.shape), logits_WV.data_ptr())
         self._session.run_with_iobinding(binding)
-        return logits_BV
+        return logits_WV
 
     def _bind(self, slots: Slots, matrices: Mapping[str, torch.Tensor]) -> None:
         """Let the graph read and write slots, and read matrices, where they are, if they are not where they were."""
@@ -280,7 +338,8 @@ class _Graph:
 def _draw(graph: _Graph, model: PreTrainedModel) -> bytes:
     """The whole step: embeddings (N, E) of B rows, to logits of the ``wanted`` among them.
 
-    "form": B, how many of each, -1. "lengths": (B,), positions of each row but the last; "length": of the longest.
+    "form": B, how many of each (T), -1. "lengths": (B,), positions of each row but the last; "length": of the longest
+    with its last (L). "places": positions (B, T) of the new ones. "bias": (1, 1, T, L), added to all scores.
     """
     inner, config = model.model, model.config
     hidden = graph.input("embeds", ["N", config.hidden_size])
@@ -288,6 +347,8 @@ def _draw(graph: _Graph, model: PreTrainedModel) -> bytes:
     graph.input("wanted", ["W"], TensorProto.INT64)
     graph.input("lengths", ["B"], TensorProto.INT32)
     graph.input("length", [1], TensorProto.INT32)
+    graph.input("places", ["B", "T"], TensorProto.INT64)
+    graph.input("bias", [1, 1, "T", "L"])
     positions_1L = torch.arange(config.max_position_embeddings)[None]
     cos_1LD, sin_1LD = inner.rotary_emb(inner.embed_tokens.weight, positions_1L)
     half = cos_1LD.shape[-1] // 2
@@ -324,7 +385,7 @@ def _attention(graph: _Graph, name: str, attention: Any, normed: str) -> str:
     after = [graph.output(f"{state}.after", ["B", key_heads, "room", width]) for state in kept]
     graph.node(
         "GroupQueryAttention",
-        [*rows, *kept, "lengths", "length", "cos", "sin"],
+        [*rows, *kept, "lengths", "length", "cos", "sin", "places", "bias"],
         [f"{name}.mixed.row", *after],
         _MICROSOFT,
         num_heads=heads,

@@ -18,6 +18,7 @@ import torch
 from elm_agent import models
 from elm_agent.bench import speed, speed_answers, speed_arms, speed_goals, speed_report
 from elm_agent.bench.speed_about import about, commit_of
+from elm_agent.bench.speed_answers import Both
 from elm_agent.bench.speed_arms import Arm, Gate, Judging, Training, arm_of, micro_batches
 from elm_agent.bench.speed_bounds import Machine, Turn, decode_bound, figures, step_bound, training_bound
 from elm_agent.bench.speed_child import Child
@@ -135,11 +136,13 @@ def test_answers_by_callers_and_by_transformers(choice: ModelChoice) -> None:
     engine = speed_answers.EngineAnswers(model=choice, tokens=4, virtual_tokens=4)
     plain = speed_answers.PlainAnswers(model=choice, tokens=4, virtual_tokens=4)
     submitted: list[tuple[bool, int]] = []
+    asked: list[tuple[int, ...]] = []
     generated: list[tuple[bool, int]] = []
     submit, generate = LocalModel.submit, type(plain._network).generate
 
     def noting(model: LocalModel, request: GenerationRequest) -> Any:
         submitted.append((request.prefix is not None, request.max_new_tokens))
+        asked.append(request.prompt_ids)
         return submit(model, request)
 
     def noting_too(network: Any, **given: Any) -> Any:
@@ -151,15 +154,25 @@ def test_answers_by_callers_and_by_transformers(choice: ModelChoice) -> None:
         patch.setattr(type(plain._network), "generate", noting_too)
         assert engine.callers(4) > 0
         assert plain.one_by_one() > 0
-    assert sorted(submitted) == sorted(generated)
+        assert sorted(submitted) == sorted(generated)
+        assert engine.callers(1) > 0
+        assert len(set(asked)) == 2 * speed_answers.ASKS, "none is asked twice"
+        assert {len(ids) for ids in asked} == {len(asked[0])}
+        turn = engine.both()
+    assert min(turn.one, turn.met, turn.new) > 0
+    assert len(set(asked)) == 2 * speed_answers.ASKS + 3
+    assert submitted[2 * speed_answers.ASKS :] == [(memory, 4) for memory in (False, False, True, False, True)]
     assert set(submitted) == {(memory, tokens) for memory in (False, True) for tokens in (2, 4, 8)}
-    assert [plain._drawn(ask, ids) for ask, ids in plain._asks[:3]] == [4, 8, 2]
-    assert engine.seconds(True) > 0 < engine.seconds(False)
+    asks = plain._next()[:3]
+    assert [plain._drawn(ask, plain._encode(plain._task.messages(ask.question))) for ask in asks] == [4, 8, 2]
 
 
-def test_the_ratio_of_pairs_is_their_median() -> None:
-    assert speed_answers.ratio([(2.0, 3.0), (1.0, 1.0), (1.0, 2.0)]) == 1.5
-    assert speed_answers.ratio([(2.0, 3.0), (1.0, 1.0)]) == 1.25
+def test_the_ratio_of_both_answers_is_the_median_of_pairs(findings: Findings) -> None:
+    turns = ((2.0, 3.0, 2.0), (1.0, 1.0, 3.0), (1.0, 2.0, 1.5))
+    findings.both = [Both(one=one, met=met, new=new) for one, met, new in turns]
+    assert findings.both_over_one() == Both(one=1.0, met=1.5, new=1.5)
+    findings.both = []
+    assert findings.both_over_one() is None
 
 
 def test_plans_that_cannot_be_are_refused(choice: ModelChoice) -> None:
@@ -186,7 +199,7 @@ def findings(choice: ModelChoice) -> Findings:
         Series(arm=arm_of("native-4"), regime=regime, failure="out of memory"),
     ]
     found.answers = {"generate": [10.0, 12.0, 8.0], "4 callers at once": [40.0, 20.0, 30.0]}
-    found.both = [(1.0, 1.1)]
+    found.both = [Both(one=1.0, met=1.1, new=1.2)]
     found.about["load_after"] = (0.5, 0.5, 0.5)
     return found
 

@@ -13,10 +13,11 @@ import torch
 from transformers import PreTrainedModel
 
 from elm_agent.models import load, packed
+from elm_agent.models.beginnings import Beginnings
 from elm_agent.models.decoding import Decoder, Row, decode
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.lowrank import Adapter, joint, sizes
-from elm_agent.models.network import Network
+from elm_agent.models.network import Network, Prefix
 from elm_agent.models.packed import PackedStep, packed_bytes, packed_step, why_unpacked
 from elm_agent.models.scoring import score
 from elm_agent.models.slots import Slots
@@ -254,17 +255,70 @@ def test_rows_are_read_as_by_torch(
     rows = [slow.embed(range(5 + row, 5 + row + count)) for row, count in enumerate(lengths)]
     with torch.no_grad():
         (got, got_BV), (expected, expected_BV) = quick.read_to_draw(rows), slow.read(rows)
+    assert_alike(got, got_BV, expected, expected_BV)
+    tokens_B1 = torch.arange(len(lengths))[:, None] + 40
+    with torch.no_grad():  # what was read can be gone on from
+        torch.testing.assert_close(
+            quick.extend(got, tokens_B1), slow.extend(expected, tokens_B1), atol=2e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_go_on_from_what_is_known_of_their_beginnings(
+    open_model: Callable[..., PreTrainedModel], architecture: str
+) -> None:
+    quick, slow = Network(model := open_model(architecture), pack=True), Network(model)
+    template = list(range(5, 17))
+    first = [quick.embed([*template, 40]), quick.embed([60, 61, *template, 40, 41])]
+    quick.read_to_draw(first)
+    again = [quick.embed([*template, 50, 51, 52]), quick.embed([7, 8]), quick.embed([60, 61, *template, 70])]
+    known = [quick._beginnings.find(row) for row in again]
+    assert [None if states is None else states.shape[2] for states in known] == [12, None, 14]
+    for rows in (again, again[:1], again[2:]):
+        with torch.no_grad():
+            (got, got_BV), (expected, expected_BV) = quick.read_to_draw(rows), slow.read(rows)
+        assert_alike(got, got_BV, expected, expected_BV)
+
+
+def test_so_many_rows_are_read_together_as_there_is_room_for(
+    open_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    own = PackedStep._read
+
+    def watched(self: PackedStep, rows: Sequence[torch.Tensor], pasts: Sequence[torch.Tensor]) -> Any:
+        lengths.append(sum(map(len, rows)))
+        return own(self, rows, pasts)
+
+    monkeypatch.setattr(PackedStep, "_read", watched)
+    quick, slow = Network(model := open_model(), pack=True), Network(model)
+    room = model.config.max_position_embeddings
+    rows = [slow.embed([row + 3] * length) for row, length in enumerate((room // 2, room // 2 - 1, 1, 2, room, 3))]
+    with torch.no_grad():
+        (got, got_BV), (expected, expected_BV) = quick.read_to_draw(rows), slow.read(rows)
+    assert lengths == [room - 1, 3, room, 3]
+    assert_alike(got, got_BV, expected, expected_BV)
+
+
+def test_a_row_out_of_bounds_is_read_alone(open_model: Callable[..., PreTrainedModel]) -> None:
+    quick = Network(open_model(), pack=True)
+    rows = [quick.embed([row, 30, 40, 50]) for row in range(3, 6)]
+    (sound, sound_BV), wild = quick.read_to_draw(rows[::2]), rows[1].clone()
+    wild[2, 5] = float("inf")
+    quick._beginnings = Beginnings()
+    read, logits_BV = quick.read_to_draw([rows[0], wild, rows[2]])
+    assert not bool(logits_BV[1].isfinite().any())
+    read.select(torch.tensor([0, 2]))
+    assert_alike(read, logits_BV[::2], sound, sound_BV)
+
+
+def assert_alike(got: Prefix, got_BV: torch.Tensor, expected: Prefix, expected_BV: torch.Tensor) -> None:
     torch.testing.assert_close(got_BV, expected_BV, atol=2e-4, rtol=1e-4)
     assert torch.equal(got.mask_BL, expected.mask_BL)
     real_B1L1 = got.mask_BL[:, None, :, None]
     for mine, other in zip(got.states(), expected.states(), strict=True):
         for kind in range(2):
             torch.testing.assert_close(mine[kind] * real_B1L1, other[kind] * real_B1L1, atol=2e-4, rtol=1e-4)
-    tokens_B1 = torch.arange(len(lengths))[:, None] + 40
-    with torch.no_grad():  # what was read can be gone on from
-        torch.testing.assert_close(
-            quick.extend(got, tokens_B1), slow.extend(expected, tokens_B1), atol=2e-4, rtol=1e-4
-        )
 
 
 def test_answers_are_read_with_packed_weights_and_scores_are_not(
@@ -273,9 +327,9 @@ def test_answers_are_read_with_packed_weights_and_scores_are_not(
     read: list[int] = []
     own = PackedStep.read
 
-    def watched(self: PackedStep, rows: Sequence[torch.Tensor]) -> Any:
+    def watched(self: PackedStep, rows: Sequence[torch.Tensor], begun: Sequence[torch.Tensor | None]) -> Any:
         read.append(len(rows))
-        return own(self, rows)
+        return own(self, rows, begun)
 
     monkeypatch.setattr(PackedStep, "read", watched)
     model = load(str(write_tiny_model(tmp_path, width=64)), device="cpu", offline=True)
@@ -285,8 +339,8 @@ def test_answers_are_read_with_packed_weights_and_scores_are_not(
     answers = model.generate(asked)
     model.close()
     assert read == [2]
-    assert PackedStep.reads([torch.empty(1024, 1)] * 2)
-    assert not PackedStep.reads([torch.empty(1, 1), torch.empty(1025, 1)])
+    assert PackedStep.reads([torch.empty(1448, 1)] * 2)
+    assert not PackedStep.reads([torch.empty(1, 1), torch.empty(1449, 1)])
     slow = load(str(tmp_path), device="cpu", offline=True, pack=False)
     assert [one.token_ids for one in slow.generate(asked)] == [one.token_ids for one in answers]
     slow.close()
