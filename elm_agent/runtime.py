@@ -679,6 +679,7 @@ def _load_model(settings: Settings, opened: ExitStack, progress: Progress | None
         kv_heads=settings.learning.kv_heads,
         pack=settings.pack,
         graphs=settings.graphs,
+        prefix_cache_mb=settings.prefix_cache_mb,
         overlap=settings.overlap,
         engine=settings.engine,
         gpu_memory_utilization=settings.vllm.gpu_memory_utilization,

@@ -426,6 +426,11 @@ class Settings(BaseSettings):
     graphs: bool = Field(
         False, description="on a GPU: record a decode step as a CUDA graph and replay it; no GPU has measured it yet"
     )
+    prefix_cache_mb: int = Field(
+        256,
+        ge=0,
+        description="with `pack`: most MiB of what answers begin with (templates, memories), so that it is read once",
+    )
     overlap: bool = Field(
         False,
         description="draw tokens while memories are updated; slower on a CPU, and no GPU has measured it yet",

@@ -183,7 +183,7 @@ def _tell(show: Output, findings: Findings, paths: Sequence[Path]) -> None:
     if findings.answers:
         show.table(("answers asked by", "tokens/s, median (best)", "times generate"), answer_rows(findings))
     if (both := findings.both_over_one()) is not None:
-        show.say(f"both answers take {both:.2f} times as long as one")
+        show.say(f"both answers take {both.met:.2f} times as long as one; with a new memory {both.new:.2f}")
     show.say(f"\nwritten: {', '.join(map(str, paths))}{'' if ended(findings) else '; stopped before its end'}")
 
 

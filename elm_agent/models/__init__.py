@@ -43,6 +43,7 @@ def load(
     ignore_end: bool = False,
     pack: bool = True,
     graphs: bool = False,
+    prefix_cache_mb: int = 256,
     overlap: bool = False,
     engine: Literal["native", "vllm"] = "native",
     gpu_memory_utilization: float = 0.4,
@@ -57,6 +58,7 @@ def load(
         ignore_end: rows run to their limits whatever they draw, for measurements.
         pack: decode with a second copy of the weights that is packed for it, float32 on a CPU: twice as quick.
         graphs: decode by CUDA graphs on a GPU.
+        prefix_cache_mb: MiB for what answers' rows begin with, so that it is read once; where weights are packed.
         overlap: draw tokens while memories are updated; for a GPU.
         engine: who draws tokens: this network, or vLLM with the same weights; see ``VllmTokens`` for
             ``gpu_memory_utilization`` and ``vllm_options``.
@@ -101,6 +103,7 @@ def load(
         ignore_end=ignore_end,
         pack=pack,
         graphs=graphs,
+        prefix_cache_bytes=prefix_cache_mb << 20,
         overlap=overlap,
         drawer=drawer,
     )

@@ -55,6 +55,7 @@ class LocalModel:
         ignore_end: no token ends a row, each runs to its limit: for measurements that must draw the same number.
         pack: decode with weights that are packed once, where that is quicker: see ``packed``.
         graphs: decode by CUDA graphs on a GPU: see ``recorded``.
+        prefix_cache_bytes: for keys and values of how answers' rows begin, where weights are packed.
         overlap: draw tokens while memories are updated, on a GPU with a stream each; on a CPU both are slower.
             Not where a pass changes the network's rotations, as with rope of type `dynamic`.
         drawer: has another engine draw the tokens; None: the model does. All else comes from the model.
@@ -72,10 +73,11 @@ class LocalModel:
         ignore_end: bool = False,
         pack: bool = True,
         graphs: bool = False,
+        prefix_cache_bytes: int = 2**28,
         overlap: bool = False,
         drawer: Drawer | None = None,
     ) -> None:
-        self.network = Network(model, pack=pack, graphs=graphs)
+        self.network = Network(model, pack=pack, graphs=graphs, prefix_cache_bytes=prefix_cache_bytes)
         self.tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, fingerprint.name)
         self.end_ids = () if ignore_end else end_token_ids(model, tokenizer)

@@ -18,10 +18,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from elm_agent.models.beginnings import Beginnings
 from elm_agent.models.head import head_logprobs, token_logprobs
 from elm_agent.models.lowrank import Adapter, Joint, beside, projections
 from elm_agent.models.memory import kept_bytes
+from elm_agent.models.prefix_cache import PrefixCache
 from elm_agent.models.rereading import why_reread
 from elm_agent.models.slots import Slots
 from elm_agent.models.sparing import recomputed
@@ -95,17 +95,24 @@ class Network:
     ``exact``: False for one that only comes near another, so that what it draws has to be corrected for.
     ``pack``: decode with weights that are packed once, where that is quicker. Not for one that is trained.
     ``graphs``: decode by CUDA graphs, on a GPU.
+    ``prefix_cache_bytes``: what packed weights have read is kept for rows that begin alike, up to so many bytes.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, exact: bool = True, pack: bool = False, graphs: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        exact: bool = True,
+        pack: bool = False,
+        graphs: bool = False,
+        prefix_cache_bytes: int = 2**28,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.exact = exact
         self._pack = pack
         self._graphs = graphs
         self._sparing = False
-        self._beginnings = Beginnings()
+        self._prefix_cache = PrefixCache(prefix_cache_bytes)
         self.embedding = model.get_input_embeddings()
         self.device: torch.device = self.embedding.weight.device
         self.dtype: torch.dtype = self.embedding.weight.dtype
@@ -212,12 +219,12 @@ class Network:
         beginning ends."""
         if (packed := self._packed) is None or not packed.reads(rows):
             return self.read(rows)
-        begun = [self._beginnings.find(row) for row in rows]
+        begun = [self._prefix_cache.find(row) for row in rows]
         known = [0 if states is None else states.shape[2] for states in begun]
         states, logits_BV = packed.read([row[count:] for row, count in zip(rows, known, strict=True)], begun)
         for row, count, states_SHTD in zip(rows, known, states, strict=True):
             if count < len(row) / 2:
-                self._beginnings.keep(row, states_SHTD)
+                self._prefix_cache.keep(row, states_SHTD)
         states_BTSHD, mask_BL = left_pad([states_SHTD.movedim(2, 0) for states_SHTD in states])
         states_S = states_BTSHD.permute(2, 0, 3, 1, 4).unbind()
         prefix = self.begin(list(zip(states_S[::2], states_S[1::2], strict=True)), (None,) * len(rows))

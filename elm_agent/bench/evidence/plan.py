@@ -16,6 +16,7 @@ from elm_agent.settings import Settings
 ELSEWHERE = frozenset(
     {
         *("model", "gguf_file", "threads", "cache_dir", "offline", "max_batch_rows", "join_window_ms"),
+        "prefix_cache_mb",
         "log_format",
         *("home", "database_url", "tensors", "tensor_options", "tensor_cache_mb", "tensor_cache_hours"),
         *("index", "exact_limit", "namespace", "shared_namespaces", "learn"),

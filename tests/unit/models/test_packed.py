@@ -13,12 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 from elm_agent.models import load, packed
-from elm_agent.models.beginnings import Beginnings
 from elm_agent.models.decoding import Decoder, Row, decode
 from elm_agent.models.loading import load_pretrained
 from elm_agent.models.lowrank import Adapter, joint, sizes
 from elm_agent.models.network import Network, Prefix
 from elm_agent.models.packed import PackedStep, packed_bytes, packed_step, why_unpacked
+from elm_agent.models.prefix_cache import PrefixCache
 from elm_agent.models.scoring import score
 from elm_agent.models.slots import Slots
 from elm_agent.models.step import step
@@ -264,7 +264,7 @@ def test_rows_are_read_as_by_torch(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_rows_go_on_from_what_is_known_of_their_beginnings(
+def test_rows_go_on_from_what_is_known_of_how_they_begin(
     open_model: Callable[..., PreTrainedModel], architecture: str
 ) -> None:
     quick, slow = Network(model := open_model(architecture), pack=True), Network(model)
@@ -272,7 +272,7 @@ def test_rows_go_on_from_what_is_known_of_their_beginnings(
     first = [quick.embed([*template, 40]), quick.embed([60, 61, *template, 40, 41])]
     quick.read_to_draw(first)
     again = [quick.embed([*template, 50, 51, 52]), quick.embed([7, 8]), quick.embed([60, 61, *template, 70])]
-    known = [quick._beginnings.find(row) for row in again]
+    known = [quick._prefix_cache.find(row) for row in again]
     assert [None if states is None else states.shape[2] for states in known] == [12, None, 14]
     for rows in (again, again[:1], again[2:]):
         with torch.no_grad():
@@ -305,7 +305,7 @@ def test_a_row_out_of_bounds_is_read_alone(open_model: Callable[..., PreTrainedM
     rows = [quick.embed([row, 30, 40, 50]) for row in range(3, 6)]
     (sound, sound_BV), wild = quick.read_to_draw(rows[::2]), rows[1].clone()
     wild[2, 5] = float("inf")
-    quick._beginnings = Beginnings()
+    quick._prefix_cache = PrefixCache(most_bytes=0)
     read, logits_BV = quick.read_to_draw([rows[0], wild, rows[2]])
     assert not bool(logits_BV[1].isfinite().any())
     read.select(torch.tensor([0, 2]))

@@ -1,4 +1,4 @@
-"""What rows have read, kept for a while: a row that begins as another one did goes on from there.
+"""Keys and values of rows that were read: a row that begins as another one did goes on from there.
 
 A task's template begins all of its questions, a memory and that template all questions that are read with it. Rows
 are compared by what is read, embedding by embedding, so whoever goes on from something would have read the very same.
@@ -24,13 +24,13 @@ class _Known:
         return self.embeds_TE.nbytes + self.states_SHTD.nbytes
 
 
-class Beginnings:
-    """Rows that were read; those used least recently go first when all take more than ``most_bytes``.
+class PrefixCache:
+    """Rows that take ``most_bytes`` together; those used least recently go first.
 
     Keys and values of a row are one tensor (S, H, T, D): of each layer its keys and then its values.
     """
 
-    def __init__(self, most_bytes: int = 2**26) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
         self._rows: list[_Known] = []  # used least recently first
 
@@ -54,5 +54,7 @@ class Beginnings:
 def _shared(one_TE: torch.Tensor, other_TE: torch.Tensor) -> int:
     """How many positions both begin with."""
     positions = min(len(one_TE), len(other_TE))
+    if positions == 0 or not torch.equal(one_TE[0], other_TE[0]):  # as most do: a memory's rows begin with it
+        return 0
     same_T = (one_TE[:positions] == other_TE[:positions]).all(dim=1)
     return int(same_T.long().cumprod(dim=0).sum())
