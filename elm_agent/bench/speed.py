@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 
-from elm_agent.bench.speed_answers import CALLERS, PLAIN, EngineAnswers, PlainAnswers, callers_name
+from elm_agent.bench.speed_answers import CALLERS, PAIRS, PLAIN, EngineAnswers, PlainAnswers, callers_name
 from elm_agent.bench.speed_arms import NATIVE, TRL, TUNED, Arm, Training, arm_of
 from elm_agent.bench.speed_bounds import Machine, Turn
 from elm_agent.bench.speed_child import Child
@@ -173,7 +173,7 @@ def _answerturns_of(plan: Plan, findings: Findings) -> Iterator[dict[str, float]
             told |= {callers_name(count): engine.ask("callers", count) for count in CALLERS}
             for name, rate in told.items():
                 findings.answers.setdefault(name, []).append(rate)
-            findings.both.append(engine.ask("both"))
+            findings.both += [engine.ask("both") for _ in range(PAIRS)]
             yield told
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CALLERS = (1, 4, 16)
 PLAIN = "generate"  # who asks, beside "N callers"
 ASKS = 16  # of a turn
+PAIRS = 4  # of one answer and both, in a turn: each takes half a second, and a moment's noise shows
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,7 +217,7 @@ class Network:
     def read_to_draw(self, rows: Sequence[torch.Tensor]) -> tuple[Prefix, torch.Tensor]:
         """``read`` for rows that are drawn next: with packed weights, if it is they that draw, and from where a known
         beginning ends."""
-        if (packed := self._packed) is None or not packed.reads(rows):
+        if (packed := self._packed) is None:
             return self.read(rows)
         begun = [self._prefix_cache.find(row) for row in rows]
         known = [0 if states is None else states.shape[2] for states in begun]

@@ -36,7 +36,7 @@ _MICROSOFT = "com.microsoft"
 _OPSETS = (("", 18), (_MICROSOFT, 1))
 _IR_VERSION = 10
 _SEEN = "seen"
-_SCORES = 2**21  # that a head may have when a row is read
+_SCORES = 2**21  # of a head, in a pass that reads a row
 _TOGETHER = 256  # positions of rows that are read as one: each is compared with all
 _TYPES = {torch.float32: np.float32, torch.int32: np.int32, torch.int64: np.int64, torch.bool: np.bool_}
 
@@ -90,7 +90,7 @@ class PackedStep:
         self._layers = len(model.model.layers)
         attention = model.model.layers[0].self_attn
         self._key_heads, self._width = attention.k_proj.out_features // attention.head_dim, int(attention.head_dim)
-        self._together = min(_TOGETHER, model.config.max_position_embeddings)
+        self._room = min(_TOGETHER, model.config.max_position_embeddings)
         graph = _Graph(beside=beside)
         network = _draw(graph, model)
         options = onnxruntime.SessionOptions()
@@ -113,20 +113,17 @@ class PackedStep:
         """
         slots.grow()
         self._bind(slots, {} if joint is None else joint.matrices)
-        places_B1, slots.lengths_B = slots.lengths_B[:, None], slots.lengths_B + 1
-        return self._run(
+        lengths_B = slots.lengths_B + 1
+        logits_BV = self._run(
             self._binding,
             self._embedding(tokens_B)[:, None],
-            places_BT=places_B1,
-            lengths_B=slots.lengths_B,
+            places_BT=slots.lengths_B[:, None],
+            lengths_B=lengths_B,
             wanted_W=torch.arange(len(tokens_B)),
             more={} if joint is None else {_SEEN: joint.seen_BR},
         )
-
-    @staticmethod
-    def reads(rows: Sequence[torch.Tensor]) -> bool:
-        """Whether ``read`` is for these rows: ONNX Runtime holds all scores of their attention at once."""
-        return max(map(len, rows)) ** 2 <= _SCORES
+        slots.lengths_B = lengths_B
+        return logits_BV
 
     @torch.no_grad()
     def read(
@@ -141,10 +138,7 @@ class PackedStep:
         pasts = [nothing if known is None else known for known in begun]
         states, logits = list[torch.Tensor](), list[torch.Tensor]()
         for part in self._parts([past.shape[2] + len(row) for past, row in zip(pasts, rows, strict=True)]):
-            read, logits_BV = self._read(rows[part], pasts[part])
-            if not bool(logits_BV.isfinite().all()):  # NaN of a row would have reached those beside it
-                alone = [self._read([row], [past]) for row, past in zip(rows[part], pasts[part], strict=True)]
-                read, logits_BV = [one for [one], _ in alone], torch.cat([of_it for _, of_it in alone])
+            read, logits_BV = self._together(rows[part], pasts[part])
             states += read
             logits.append(logits_BV)
         return states, torch.cat(logits)
@@ -153,11 +147,27 @@ class PackedStep:
         """The rows that are read together, one after the other."""
         parts, first, positions = list[slice](), 0, 1
         for row, length in enumerate(lengths):
-            if row > first and positions + length > self._together:
+            if row > first and positions + length > self._room:
                 parts.append(slice(first, row))
                 first, positions = row, 1
             positions += length
         return [*parts, slice(first, len(lengths))]
+
+    def _together(
+        self, rows: Sequence[torch.Tensor], pasts: Sequence[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        if len(rows) > 1:
+            states, logits_BV = self._read(rows, pasts)
+            if bool(logits_BV.isfinite().all()):  # else NaN of a row may have reached those beside it
+                return states, logits_BV
+        alone = [self._alone(row, past) for row, past in zip(rows, pasts, strict=True)]
+        return [states for states, _ in alone], torch.cat([logits_1V for _, logits_1V in alone])
+
+    def _alone(self, row_TE: torch.Tensor, past: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In pieces if it is long: ONNX Runtime holds all scores of a pass at once."""
+        for piece_TE in torch.split(row_TE, max(1, _SCORES // (past.shape[2] + len(row_TE)))):
+            [past], logits_1V = self._read([piece_TE], [past])
+        return past, logits_1V
 
     def _read(
         self, rows: Sequence[torch.Tensor], pasts: Sequence[torch.Tensor]

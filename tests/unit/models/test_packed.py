@@ -300,6 +300,26 @@ def test_so_many_rows_are_read_together_as_there_is_room_for(
     assert_alike(got, got_BV, expected, expected_BV)
 
 
+def test_a_long_row_is_read_in_pieces(
+    open_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "_SCORES", 200)
+    lengths: list[int] = []
+    own = PackedStep._read
+
+    def watched(self: PackedStep, rows: Sequence[torch.Tensor], pasts: Sequence[torch.Tensor]) -> Any:
+        lengths.append(sum(map(len, rows)))
+        return own(self, rows, pasts)
+
+    monkeypatch.setattr(PackedStep, "_read", watched)
+    quick, slow = Network(model := open_model(), pack=True), Network(model)
+    row = slow.embed(range(3, 43))
+    with torch.no_grad():
+        (got, got_BV), (expected, expected_BV) = quick.read_to_draw([row]), slow.read([row])
+    assert lengths == [5] * 8
+    assert_alike(got, got_BV, expected, expected_BV)
+
+
 def test_a_row_out_of_bounds_is_read_alone(open_model: Callable[..., PreTrainedModel]) -> None:
     quick = Network(open_model(), pack=True)
     rows = [quick.embed([row, 30, 40, 50]) for row in range(3, 6)]
@@ -339,8 +359,6 @@ def test_answers_are_read_with_packed_weights_and_scores_are_not(
     answers = model.generate(asked)
     model.close()
     assert read == [2]
-    assert PackedStep.reads([torch.empty(1448, 1)] * 2)
-    assert not PackedStep.reads([torch.empty(1, 1), torch.empty(1449, 1)])
     slow = load(str(tmp_path), device="cpu", offline=True, pack=False)
     assert [one.token_ids for one in slow.generate(asked)] == [one.token_ids for one in answers]
     slow.close()
